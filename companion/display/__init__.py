@@ -1,0 +1,33 @@
+"""What the notebooks show: pictures, curves, tables, sliders, claims and exercises.
+
+Everything here returns an object that a notebook displays as a small piece of HTML, which looks the same in
+JupyterLab and on the page of the book and asks no other host for anything. A picture cannot be made without
+a caption and an alternative text.
+"""
+
+from companion.display.claims import Claim, claim
+from companion.display.exercises import exercise_check
+from companion.display.glued import glue
+from companion.display.pictures import Picture, curves, figure, image_grid
+from companion.display.sliders import Slider, slider
+from companion.display.style import COLOURS, use_style
+from companion.display.tables import Table, table
+from companion.display.text import measured
+
+__all__ = [
+    "COLOURS",
+    "Claim",
+    "Picture",
+    "Slider",
+    "Table",
+    "claim",
+    "curves",
+    "exercise_check",
+    "figure",
+    "glue",
+    "image_grid",
+    "measured",
+    "slider",
+    "table",
+    "use_style",
+]

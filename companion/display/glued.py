@@ -1,0 +1,26 @@
+"""Numbers that prose can quote: `{glue:}` in the text shows what a cell measured."""
+
+from companion.display.text import measured
+
+# myst-nb looks for outputs with this prefix and the name in the metadata of the output.
+_PREFIX = "application/papermill.record/"
+
+
+def glue(name: str, value: float, format: str = ".3g") -> None:
+    """Makes a measured number available to the text of the chapter under a name.
+
+    Outside Jupyter this does nothing.
+
+    Args:
+        name: lowercase words with dashes, unique in the book; start with the chapter's number.
+        value: the number.
+        format: a format specification as for `format()`.
+    """
+    try:
+        from IPython.display import publish_display_data
+    except ImportError:
+        return
+    publish_display_data(
+        {_PREFIX + "text/html": measured(value, format)},
+        metadata={"scrapbook": {"name": name, "mime_prefix": _PREFIX}},
+    )

@@ -1,0 +1,84 @@
+"""Tables of measured numbers."""
+
+from collections.abc import Mapping, Sequence
+from numbers import Real
+from typing import Any
+
+from companion.display.text import measured, require_words, to_attribute, to_html
+
+
+class Table:
+    """A table with a caption; the last expression of a cell shows it.
+
+    Attributes:
+        rows: the rows as they were given.
+        html: the table, in a box that scrolls sideways on a small screen.
+    """
+
+    def __init__(
+        self, rows: Sequence[Mapping[str, Any]], *, caption: str, formats: Mapping[str, str] | None
+    ):
+        self.rows = [dict(row) for row in rows]
+        self.caption = require_words("caption", caption)
+        if not self.rows:
+            raise ValueError("the table has no rows: give at least one")
+        columns = list(self.rows[0])
+        for i, row in enumerate(self.rows):
+            if list(row) != columns:
+                raise ValueError(
+                    f"row {i} has columns {list(row)}, the first row has {columns}: give every row the same"
+                )
+        formats = dict(formats or {})
+        if stray := set(formats) - set(columns):
+            raise ValueError(
+                f"formats for {sorted(stray)}, which are no columns: the columns are {columns}"
+            )
+        head = "".join(f'<th scope="col">{to_html(str(name))}</th>' for name in columns)
+        body = "".join(_row(row, formats) for row in self.rows)
+        self.html = (
+            f'<div class="cmp-table-scroll" role="region" tabindex="0" aria-label="{to_attribute(self.caption)}">'
+            f'<table class="cmp-table"><caption>{to_html(self.caption)}</caption>'
+            f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+        )
+
+    def _repr_html_(self) -> str:
+        return self.html
+
+    def __repr__(self) -> str:
+        return "Table: " + ", ".join(self.rows[0])
+
+
+def _row(row: Mapping[str, Any], formats: Mapping[str, str]) -> str:
+    cells = []
+    for i, (name, value) in enumerate(row.items()):
+        number = isinstance(value, Real) and not isinstance(value, bool)
+        if number:
+            text = measured(float(value), formats.get(name, "d" if _is_whole(value) else ".3g"))
+        else:
+            text = to_html(str(value))
+        cells.append(
+            f'<th scope="row">{text}</th>'
+            if i == 0
+            else f"<td{' class=num' if number else ''}>{text}</td>"
+        )
+    return f"<tr>{''.join(cells)}</tr>"
+
+
+def _is_whole(value: Real) -> bool:
+    return isinstance(value, int)
+
+
+def table(
+    rows: Sequence[Mapping[str, Any]], *, caption: str, formats: Mapping[str, str] | None = None
+) -> Table:
+    """Shows rows of words and measured numbers.
+
+    Args:
+        rows: one mapping a row, all with the same keys in the same order; the first column names the row.
+        caption: what to see in the table.
+        formats: column → format specification of its numbers; ".3g" where not given.
+
+    Raises:
+        ValueError: for no rows, rows that differ in their columns, or a format for no column.
+    """
+    return Table(rows, caption=caption, formats=formats)
