@@ -5,8 +5,9 @@ to import. `companion.data.load` gives images, `companion.metrics` measures, `lo
 networks; each chapter of the book names the module that goes with it.
 """
 
+from companion.checkpoints import load_checkpoint
 from companion.devices import default_device
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "default_device"]
+__all__ = ["__version__", "default_device", "load_checkpoint"]
