@@ -1,0 +1,183 @@
+"""Attention: the function, its weights, a cache, and causal self-attention.
+
+References:
+    Vaswani et al., Attention Is All You Need, 2017: Eq. 1 (scaled dot products), 3.2.2 (heads).
+
+Deviation: none in the arithmetic. The fused kernel of PyTorch does it, and `attention_weights`
+spells it out for those who want to look at the weights; the tests hold the two together.
+
+Shapes: `b` sequences, `h` heads, `t` queries, `s` keys, `d` numbers a head, `c = h * d` channels.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+
+def causal_mask(queries: int, keys: int, device: torch.device | None = None) -> Bool[Tensor, "t s"]:
+    """Says which key each query may see when the queries are the last positions of the keys.
+
+    Args:
+        queries: number of query positions, at most `keys`.
+        keys: number of key positions.
+        device: where the mask is made.
+
+    Returns:
+        True where key `j` is no later than query `i`, that is `j <= i + keys - queries`.
+
+    Raises:
+        ValueError: if there are more queries than keys.
+    """
+    if queries > keys:
+        raise ValueError(
+            f"{queries} queries cannot be the last positions of {keys} keys: "
+            "a causal mask needs queries <= keys"
+        )
+    return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
+
+
+def attend(
+    q: Float[Tensor, "b h t d"],
+    k: Float[Tensor, "b h s d"],
+    v: Float[Tensor, "b h s d"],
+    *,
+    causal: bool,
+    dropout: float | int = 0.0,
+) -> Float[Tensor, "b h t d"]:
+    """Averages the values with weights softmax(q k^T / sqrt(d)) (Vaswani et al., Eq. 1).
+
+    Args:
+        q: queries. k: keys. v: values.
+        causal: hide later keys; the queries are then the *last* `t` of the `s` positions, so that
+            the same call serves the full pass (`t == s`) and a step with cached keys (`t < s`).
+        dropout: share of the weights that is dropped; 0 outside training.
+
+    Returns:
+        One weighted mean of values for each query.
+    """
+    queries, keys = q.shape[-2], k.shape[-2]
+    if not causal or queries == 1:  # a single last query sees every key: no mask is needed
+        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+    if queries == keys:  # the flag lets the fused kernel skip the hidden half
+        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
+    mask = causal_mask(queries, keys, q.device)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+
+
+def attention_weights(
+    q: Float[Tensor, "b h t d"], k: Float[Tensor, "b h s d"], *, causal: bool
+) -> Float[Tensor, "b h t s"]:
+    """Returns the weights that `attend` uses without showing them; every row sums to one."""
+    scores = torch.einsum("bhtd,bhsd->bhts", q, k) / math.sqrt(q.shape[-1])
+    if causal:
+        hidden = ~causal_mask(q.shape[-2], k.shape[-2], q.device)
+        scores = scores.masked_fill(hidden, -math.inf)
+    return scores.softmax(dim=-1)
+
+
+def split_heads(x: Float[Tensor, "b t c"], heads: int) -> Float[Tensor, "b h t d"]:
+    """Cuts the channels into `heads` equal parts, one a head."""
+    return rearrange(x, "b t (h d) -> b h t d", h=heads)
+
+
+def merge_heads(x: Float[Tensor, "b h t d"]) -> Float[Tensor, "b t c"]:
+    """Puts the heads' parts back side by side; the inverse of `split_heads`."""
+    return rearrange(x, "b h t d -> b t (h d)")
+
+
+class KeyValueCache:
+    """The keys and values of the positions already seen by one attention layer.
+
+    Memory for `capacity` positions is taken once, at the first `append`, in the shape, type and
+    device of what is appended; so a step costs no copy of the past.
+
+    Attributes:
+        capacity: the largest number of positions.
+        length: the number of positions held now.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        if capacity < 1:
+            raise ValueError(f"a cache needs a capacity of at least 1 position, not {capacity}")
+        self.capacity = capacity
+        self.length = 0
+        self._store: Tensor | None = None
+
+    def append(
+        self, k: Float[Tensor, "b h t d"], v: Float[Tensor, "b h t d"]
+    ) -> tuple[Float[Tensor, "b h s d"], Float[Tensor, "b h s d"]]:
+        """Adds the keys and values of new positions and returns those of all positions so far.
+
+        Raises:
+            ValueError: if the cache is full.
+        """
+        end = self.length + k.shape[-2]
+        if end > self.capacity:
+            raise ValueError(
+                f"the cache holds {self.length} of {self.capacity} positions and cannot take "
+                f"{k.shape[-2]} more: make it larger or start a new one"
+            )
+        if self._store is None:
+            batch, heads, _, size = k.shape
+            self._store = k.new_empty(2, batch, heads, self.capacity, size)
+        self._store[0, :, :, self.length : end] = k
+        self._store[1, :, :, self.length : end] = v
+        self.length = end
+        return self._store[0, :, :, :end], self._store[1, :, :, :end]
+
+
+class CausalSelfAttention(nn.Module):
+    """Multi-head self-attention in which a position sees itself and what came before.
+
+    Args:
+        width: channels of the input and the output, a multiple of `heads`.
+        heads: number of heads.
+        dropout: dropout on the weights and on the output, in training only.
+
+    Raises:
+        ValueError: if `width` cannot be cut into `heads` equal parts.
+    """
+
+    def __init__(self, width: int, heads: int, dropout: float | int = 0.0) -> None:
+        super().__init__()
+        if heads < 1 or width % heads:
+            raise ValueError(
+                f"width {width} cannot be cut into {heads} equal heads: "
+                "choose heads of at least 1 that divide the width"
+            )
+        self.heads = heads
+        self.dropout = dropout
+        self.project_in = nn.Linear(width, 3 * width)
+        self.project_out = nn.Linear(width, width)
+
+    def queries_keys_values(
+        self, x: Float[Tensor, "b t c"]
+    ) -> tuple[Float[Tensor, "b h t d"], Float[Tensor, "b h t d"], Float[Tensor, "b h t d"]]:
+        """Projects the input to the queries, keys and values of every head."""
+        q, k, v = self.project_in(x).chunk(3, dim=-1)
+        return split_heads(q, self.heads), split_heads(k, self.heads), split_heads(v, self.heads)
+
+    def forward(
+        self, x: Float[Tensor, "b t c"], cache: KeyValueCache | None = None
+    ) -> Float[Tensor, "b t c"]:
+        """Mixes every position with the earlier ones.
+
+        Args:
+            x: the sequence; with a cache, only its positions that the cache has not seen.
+            cache: keys and values of the earlier positions; it is extended in place.
+        """
+        q, k, v = self.queries_keys_values(x)
+        if cache is not None:
+            k, v = cache.append(k, v)
+        dropout = self.dropout if self.training else 0.0
+        mixed = self.project_out(merge_heads(attend(q, k, v, causal=True, dropout=dropout)))
+        return F.dropout(mixed, self.dropout, self.training)
+
+    def weights(self, x: Float[Tensor, "b t c"]) -> Float[Tensor, "b h t t"]:
+        """Returns the attention weights on `x`, for looking inside."""
+        q, k, _ = self.queries_keys_values(x)
+        return attention_weights(q, k, causal=True)
