@@ -1,0 +1,28 @@
+"""Data: real images, real text, and toys whose density is known.
+
+>>> from companion import data
+>>> digits = data.load("digits")                 # 4,000 real digits, no download
+>>> batch = digits[:64].floats()                 # float32 "64 1 28 28" in [-1, 1]
+>>> photos = data.photographs()                  # {"astronaut": uint8 "3 512 512", …}
+>>> ring = data.toy.RingOfGaussians()            # .sample(n, generator), .log_prob(x)
+>>> documents = data.standard_library_text()     # documentation of Python's standard library
+"""
+
+from companion.data import toy
+from companion.data.catalogue import DATASETS, SPLITS, load
+from companion.data.images import ImageDataset, to_float, to_uint8
+from companion.data.photographs import photographs
+from companion.data.text import Document, standard_library_text
+
+__all__ = [
+    "DATASETS",
+    "SPLITS",
+    "Document",
+    "ImageDataset",
+    "load",
+    "photographs",
+    "standard_library_text",
+    "to_float",
+    "to_uint8",
+    "toy",
+]

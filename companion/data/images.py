@@ -1,0 +1,175 @@
+"""Labelled images: bytes in storage, floats in [-1, 1] in models.
+
+Images are kept as they were published, one byte a pixel and channel, in the order *image, channel, row,
+column* ("NCHW"). Networks see `to_float` of them: float32 in [-1, 1], where -1 is byte 0 and 1 is byte 255.
+The two types cannot be confused, because one is `UInt8` and the other `Float32`.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Self
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32, Int64, UInt8
+from torch import Tensor
+
+# A sampler may overshoot [-1, 1] a little and is then clamped. Values beyond this cannot be an overshoot: they
+# are bytes in [0, 255], standardised pixels, or a sampler that has diverged.
+FAR_OUT_OF_RANGE = 3.0
+
+
+def to_float(images: UInt8[Tensor, "*shape"]) -> Float32[Tensor, "*shape"]:
+    """Maps bytes 0…255 to float32 in [-1, 1], linearly: x / 127.5 - 1.
+
+    Raises:
+        TypeError: the images are not bytes.
+    """
+    if images.dtype != torch.uint8:
+        raise TypeError(
+            f"to_float needs uint8 images, got {images.dtype}. Floats in [-1, 1] are already what a model "
+            "takes; turn other floats into bytes first."
+        )
+    return images.to(torch.float32).div_(127.5).sub_(1.0)
+
+
+def to_uint8(images: Float[Tensor, "*shape"]) -> UInt8[Tensor, "*shape"]:
+    """Maps floats in [-1, 1] to the nearest bytes; what overshoots slightly is clamped.
+
+    It inverts `to_float` exactly.
+
+    Raises:
+        TypeError: the images are not floats.
+        ValueError: a value is NaN or infinite, or lies beyond ±3, which no overshoot explains.
+    """
+    if not images.is_floating_point():
+        raise TypeError(f"to_uint8 needs floats in [-1, 1], got {images.dtype}.")
+    values = images.detach().to(torch.float32)
+    bad = int((~torch.isfinite(values)).sum())
+    if bad:
+        raise ValueError(
+            f"to_uint8 got {bad} NaN or infinite values among {values.numel()}. "
+            "Look for the step that produced them; no byte stands for them."
+        )
+    if values.numel() and values.abs().amax() > FAR_OUT_OF_RANGE:
+        raise ValueError(
+            f"to_uint8 needs floats in [-1, 1], got values in [{values.min():g}, {values.max():g}]. "
+            "If they are pixels in [0, 255], map them with x / 127.5 - 1; if a sampler diverged and you want "
+            "to see it all the same, call clamp(-1, 1) first."
+        )
+    return values.add(1.0).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
+
+
+@dataclass(frozen=True, eq=False)
+class ImageDataset:
+    """Images with their labels, small enough for memory.
+
+    Attributes:
+        images: bytes in 0…255, in the order image, channel, row, column.
+        labels: the class of each image, an index into `classes`.
+        classes: the classes' names.
+        name: the dataset's name, such as "digits".
+        split: which part of it this is, such as "train".
+
+    Raises:
+        TypeError: images are not uint8, or labels not int64, tensors.
+        ValueError: a wrong number of dimensions, as many labels as images are not given, or a label has no
+            class.
+    """
+
+    images: UInt8[Tensor, "n c h w"]
+    labels: Int64[Tensor, " n"]
+    classes: tuple[str, ...]
+    name: str
+    split: str
+
+    def __post_init__(self) -> None:
+        where = f"{self.name}/{self.split}"
+        if not isinstance(self.images, Tensor) or self.images.dtype != torch.uint8:
+            kind = getattr(self.images, "dtype", type(self.images).__name__)
+            raise TypeError(
+                f"{where}: images must be a uint8 tensor, got {kind}. Floats: see to_uint8."
+            )
+        if not isinstance(self.labels, Tensor) or self.labels.dtype != torch.int64:
+            kind = getattr(self.labels, "dtype", type(self.labels).__name__)
+            raise TypeError(f"{where}: labels must be an int64 tensor, got {kind}.")
+        if self.images.ndim != 4:
+            raise ValueError(
+                f"{where}: images must have 4 dimensions (image, channel, row, column), "
+                f"got shape {tuple(self.images.shape)}."
+            )
+        if self.labels.shape != self.images.shape[:1]:
+            raise ValueError(
+                f"{where}: {len(self.images)} images need labels of shape ({len(self.images)},), "
+                f"got {tuple(self.labels.shape)}."
+            )
+        if len(self.labels):
+            low, high = int(self.labels.min()), int(self.labels.max())
+            if low < 0 or high >= len(self.classes):
+                raise ValueError(
+                    f"{where}: labels lie in {low}…{high}, but there are {len(self.classes)} classes; "
+                    f"they must lie in 0…{len(self.classes) - 1}."
+                )
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __repr__(self) -> str:
+        n, c, h, w = self.images.shape
+        return f"ImageDataset({self.name}/{self.split}: {n} images {c}×{h}×{w}, {len(self.classes)} classes)"
+
+    def __getitem__(self, key: int | slice | Sequence[int] | np.ndarray | Tensor) -> Self:
+        """Selects images by a number, a slice, a list or tensor of numbers, or a boolean mask.
+
+        Raises:
+            IndexError: a number is out of range, or a mask has another length than the dataset.
+        """
+        return self._take(self._positions(key))
+
+    def _positions(
+        self, key: int | slice | Sequence[int] | np.ndarray | Tensor
+    ) -> Int64[Tensor, " m"]:
+        n = len(self)
+        if isinstance(key, slice):
+            return torch.arange(n)[key] if (key.step or 1) > 0 else torch.tensor(range(n)[key])
+        chosen = torch.as_tensor(key).reshape(-1).cpu()
+        if chosen.dtype == torch.bool:
+            if len(chosen) != n:
+                raise IndexError(f"a mask of {len(chosen)} cannot select from {n} images.")
+            return torch.nonzero(chosen)[:, 0]
+        if chosen.numel() == 0:
+            return chosen.to(torch.int64)
+        if chosen.is_floating_point() or chosen.is_complex():
+            raise IndexError(
+                f"images are chosen by whole numbers or a mask, not by {chosen.dtype}."
+            )
+        chosen = chosen.to(torch.int64)
+        if int(chosen.min()) < -n or int(chosen.max()) >= n:
+            raise IndexError(
+                f"image {int(chosen.max()) if chosen.max() >= n else int(chosen.min())} was asked for, "
+                f"but {self.name}/{self.split} has {n} images."
+            )
+        return chosen % n
+
+    def _take(self, positions: Int64[Tensor, " m"]) -> Self:
+        return replace(self, images=self.images[positions], labels=self.labels[positions])
+
+    def floats(self) -> Float32[Tensor, "n c h w"]:
+        """Returns all images as models take them: float32 in [-1, 1]."""
+        return to_float(self.images)
+
+    def shuffled(self, generator: torch.Generator) -> Self:
+        """Returns the same images and labels in a random order drawn from the generator."""
+        return self._take(
+            torch.randperm(len(self), generator=generator, device=generator.device).cpu()
+        )
+
+    @cached_property
+    def sha256(self) -> str:
+        """The hash of the content: shape, then pixels, then labels as little-endian int64, in this order."""
+        digest = hashlib.sha256(repr(tuple(self.images.shape)).encode())
+        digest.update(self.images.contiguous().cpu().numpy().tobytes())
+        digest.update(self.labels.contiguous().cpu().numpy().astype("<i8").tobytes())
+        return digest.hexdigest()
