@@ -9,7 +9,6 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Self
 
 import numpy as np
 import torch
@@ -120,7 +119,7 @@ class ImageDataset:
         n, c, h, w = self.images.shape
         return f"ImageDataset({self.name}/{self.split}: {n} images {c}×{h}×{w}, {len(self.classes)} classes)"
 
-    def __getitem__(self, key: int | slice | Sequence[int] | np.ndarray | Tensor) -> Self:
+    def __getitem__(self, key: int | slice | Sequence[int] | np.ndarray | Tensor) -> "ImageDataset":
         """Selects images by a number, a slice, a list or tensor of numbers, or a boolean mask.
 
         Raises:
@@ -153,14 +152,14 @@ class ImageDataset:
             )
         return chosen % n
 
-    def _take(self, positions: Int64[Tensor, " m"]) -> Self:
+    def _take(self, positions: Int64[Tensor, " m"]) -> "ImageDataset":
         return replace(self, images=self.images[positions], labels=self.labels[positions])
 
     def floats(self) -> Float32[Tensor, "n c h w"]:
         """Returns all images as models take them: float32 in [-1, 1]."""
         return to_float(self.images)
 
-    def shuffled(self, generator: torch.Generator) -> Self:
+    def shuffled(self, generator: torch.Generator) -> "ImageDataset":
         """Returns the same images and labels in a random order drawn from the generator."""
         return self._take(
             torch.randperm(len(self), generator=generator, device=generator.device).cpu()

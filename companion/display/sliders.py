@@ -152,7 +152,7 @@ def _kernel_is_live() -> bool:
     return getattr(get_ipython(), "kernel", None) is not None
 
 
-def _draw_frame(drawing: Figure | Tensor, kind: Kind) -> tuple[bytes, int, bool]:
+def _draw_frame(drawing: object, kind: Kind) -> tuple[bytes, int, bool]:
     """Returns the PNG file, its width on the page, and whether its pixels are to be shown as squares."""
     if isinstance(drawing, Figure):
         png, width = render(drawing, kind)

@@ -1,7 +1,7 @@
 """Tables of measured numbers."""
 
 from collections.abc import Mapping, Sequence
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 from companion.display.text import measured, require_words, to_attribute, to_html
@@ -53,7 +53,9 @@ def _row(row: Mapping[str, Any], formats: Mapping[str, str]) -> str:
     for i, (name, value) in enumerate(row.items()):
         number = isinstance(value, Real) and not isinstance(value, bool)
         if number:
-            text = measured(float(value), formats.get(name, "d" if _is_whole(value) else ".3g"))
+            text = measured(
+                float(value), formats.get(name, ".0f" if isinstance(value, Integral) else ".3g")
+            )
         else:
             text = to_html(str(value))
         cells.append(
@@ -62,10 +64,6 @@ def _row(row: Mapping[str, Any], formats: Mapping[str, str]) -> str:
             else f"<td{' class=num' if number else ''}>{text}</td>"
         )
     return f"<tr>{''.join(cells)}</tr>"
-
-
-def _is_whole(value: Real) -> bool:
-    return isinstance(value, int)
 
 
 def table(

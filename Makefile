@@ -1,0 +1,43 @@
+# Generative Models, Measured. `make book` builds the book, `make test` checks everything.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PORT ?= 8000
+
+.DEFAULT_GOAL := book
+.PHONY: book test lab serve notebooks pdf bench clean
+
+# Set-up happens once, and again only when the pins or the package's metadata change.
+$(VENV)/.ready: requirements.txt pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python %d.%d is too old: this book needs 3.11 or newer; try make PYTHON=python3.12" % sys.version_info[:2])'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --requirement requirements.txt
+	$(BIN)/python -m pip install --quiet --no-deps --editable .
+	@touch $@
+
+book: $(VENV)/.ready
+	$(BIN)/python book/tools/build.py
+
+test: $(VENV)/.ready
+	$(BIN)/python book/tools/checks.py
+
+lab: $(VENV)/.ready
+	$(BIN)/jupyter lab --notebook-dir=book
+
+serve: book
+	@echo "The book is at http://localhost:$(PORT); Ctrl-C stops."
+	$(BIN)/python -m http.server --bind 127.0.0.1 --directory _build/html $(PORT)
+
+notebooks: $(VENV)/.ready
+	$(BIN)/python book/tools/notebooks.py $(if $(ONLY),--only $(ONLY)) $(if $(ALL),--all)
+
+pdf: book
+	$(BIN)/python book/tools/pdf.py
+
+bench: $(VENV)/.ready
+	$(BIN)/python -m pytest tests/bench --override-ini norecursedirs= -s
+
+clean:
+	rm -rf _build build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

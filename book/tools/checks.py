@@ -1,0 +1,87 @@
+"""Runs everything that continuous integration checks, in order of cost, and says where the time went."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+BIN = Path(sys.executable).parent
+
+# Two notebooks at a time with one thread each do more work on two cores than one with two threads.
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+PYTEST = [str(BIN / "python"), "-m", "pytest", "-q"]
+
+STEPS: list[tuple[str, list[str], dict[str, str]]] = [
+    ("lint", [str(BIN / "ruff"), "check", "."], {}),
+    ("format", [str(BIN / "ruff"), "format", "--check", "."], {}),
+    ("import layering", [str(BIN / "lint-imports")], {}),
+    (
+        "unit tests",
+        [*PYTEST, "-n", "2", "--dist", "loadfile", "tests", "--ignore=tests/book", "--durations=5"],
+        ONE_THREAD,
+    ),
+    (
+        "notebook checks",
+        [
+            *PYTEST,
+            "tests/book",
+            "--ignore=tests/book/test_browser.py",
+            "--ignore=tests/book/test_build.py",
+        ],
+        {},
+    ),
+    (
+        "nbval",
+        [
+            *PYTEST,
+            "book",
+            "--nbval",
+            "--nbval-current-env",
+            "--nbval-sanitize-with=book/nbval.cfg",
+            "--nbval-cell-timeout=240",
+            "--timeout=600",
+            "-p",
+            "no:cacheprovider",
+            "-n",
+            "2",
+            "--dist",
+            "loadfile",
+            "--durations=5",
+        ],
+        ONE_THREAD,
+    ),
+    ("book build", [str(BIN / "python"), "book/tools/build.py"], {}),
+    (
+        "browser tests",
+        [*PYTEST, "tests/book/test_build.py", "tests/book/test_browser.py", "-rs"],
+        {},
+    ),
+]
+
+
+def main() -> int:
+    times: list[tuple[str, float, bool]] = []
+    for name, command, extra in STEPS:
+        print(f"\n=== {name} ===", flush=True)
+        begin = time.perf_counter()
+        status = subprocess.run(
+            command, cwd=ROOT, env={**os.environ, **extra}, check=False
+        ).returncode
+        times.append((name, time.perf_counter() - begin, status == 0))
+        if status:
+            break
+    print("\n=== where the time went ===")
+    for name, seconds, passed in times:
+        print(f"{name:<18}{seconds:7.1f} s  {'ok' if passed else 'FAILED'}")
+    print(f"{'together':<18}{sum(seconds for _, seconds, _ in times):7.1f} s")
+    failed = [name for name, _, passed in times if not passed]
+    print(f"{len(times) - len(failed)} passed, {len(failed)} failed")
+    if failed:
+        print(f"The step that failed is '{failed[0]}'; later steps were not run.", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
