@@ -52,7 +52,7 @@ def exercise_check(number: str) -> Callable[[Callable[[Any], None]], Callable[..
             except (_NotDoneError, NotImplementedError):
                 print(f"Exercise {number}: not done yet.")
             except AssertionError as error:
-                print(f"Exercise {number}: not yet: {error or 'a check failed'}")
+                print(f"Exercise {number}: not yet: {str(error) or 'a check failed'}")
             except Exception as error:
                 # Whatever the reader's code raises belongs to the answer, not to the book.
                 print(

@@ -1,0 +1,266 @@
+"""Every command and every program in the README works as it stands there."""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BIN = Path(sys.executable).parent
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.S)
+
+
+COMMANDS = [
+    line.removeprefix("$ ")
+    for block in blocks("console")
+    for line in block.splitlines()
+    if line.startswith("$ ")
+]
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory) -> Path:
+    """A copy of the repository with its own build and the same environment, so that nothing here is changed."""
+    target = tmp_path_factory.mktemp("readme") / "book"
+    left_out = shutil.ignore_patterns(
+        "_build", ".venv", ".git", ".hypothesis", "local", "*_cache", "__pycache__"
+    )
+    shutil.copytree(ROOT, target, ignore=left_out)
+    (target / ".venv").symlink_to(Path(sys.prefix))
+    return target
+
+
+def make(folder: Path, *words: str, timeout: float = 280) -> subprocess.CompletedProcess:
+    # --old-file: the environment is shared, so it must not be set up again whatever the copies' dates.
+    return subprocess.run(
+        ["make", "--old-file=.venv/.ready", *words],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def answers(address: str, seconds: float = 60) -> str:
+    """Reads a page as soon as its server is up."""
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            with urllib.request.urlopen(address, timeout=5) as reply:
+                return reply.read().decode("utf-8", "replace")
+        except OSError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.2)
+
+
+def start(folder: Path, *words: str, **env: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        ["make", "--old-file=.venv/.ready", *words],
+        cwd=folder,
+        env={**os.environ, **env},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+def stop(process: subprocess.Popen) -> None:
+    os.killpg(process.pid, signal.SIGTERM)
+    process.wait(timeout=20)
+
+
+def run_book(copy):
+    result = make(copy, "book")
+    assert result.returncode == 0, result.stderr
+    page = re.search(r"Open file://(\S+)", result.stdout).group(1)
+    assert "Generative Models, Measured" in Path(page).read_text(encoding="utf-8")
+
+
+def run_serve(copy):
+    port = free_port()
+    process = start(copy, "serve", f"PORT={port}")
+    try:
+        assert "Generative Models, Measured" in answers(f"http://127.0.0.1:{port}/", seconds=200)
+    finally:
+        stop(process)
+
+
+def run_pdf(copy):
+    result = make(copy, "pdf")
+    assert result.returncode == 0, result.stderr
+    from pypdf import PdfReader
+
+    (path,) = (copy / "_build").rglob("*.pdf")
+    reader = PdfReader(path)
+    assert len(reader.pages) > 20
+    assert any(
+        "Inception Score" in entry.title for entry in reader.outline if not isinstance(entry, list)
+    )
+
+
+def run_lab(copy):
+    port = free_port()
+    config = copy / "jupyter-config"
+    config.mkdir()
+    (config / "jupyter_server_config.py").write_text(
+        f"c = get_config()\nc.ServerApp.allow_root = True\nc.ServerApp.port = {port}\n"
+        "c.ServerApp.open_browser = False\nc.IdentityProvider.token = ''\n"
+    )
+    process = start(copy, "lab", JUPYTER_CONFIG_DIR=str(config))
+    try:
+        assert "05-psnr.ipynb" in answers(f"http://127.0.0.1:{port}/api/contents")
+    finally:
+        stop(process)
+
+
+def run_install(copy):
+    target = copy / "installed"
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+    ]
+    subprocess.run([*command, "--target", target, "."], cwd=copy, check=True, timeout=200)
+    program = "import companion; print(companion.__file__); companion.load_checkpoint('digit-cnn')"
+    result = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=target,
+        env={**os.environ, "PYTHONPATH": str(target)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert Path(result.stdout.strip()).is_relative_to(target)
+
+
+def run_one_notebook(copy):
+    path = copy / "book" / "05-psnr.ipynb"
+    before = path.stat().st_mtime_ns
+    result = make(copy, "notebooks", "ONLY=05-psnr")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert path.stat().st_mtime_ns > before
+
+
+def run_notebooks(copy):
+    result = make(copy, "notebooks")
+    assert result.returncode == 0, result.stderr
+    assert "up to date" in result.stdout
+
+
+def run_clean(copy):
+    (copy / "_build" / "html").mkdir(parents=True, exist_ok=True)
+    assert make(copy, "clean").returncode == 0
+    assert not (copy / "_build").exists()
+    assert (copy / ".venv").is_symlink()
+
+
+def run_test(copy):
+    # This test is itself a part of `make test`; what remains to show is that the target runs the checks.
+    assert "book/tools/checks.py" in make(copy, "--dry-run", "test").stdout
+
+
+def run_bench(copy):
+    # The benchmarks take minutes; here they are collected by the very command that runs them.
+    (line,) = [
+        part for part in make(copy, "--dry-run", "bench").stdout.splitlines() if "pytest" in part
+    ]
+    result = subprocess.run(
+        [*line.split(), "--collect-only", "-q"],
+        cwd=copy,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout
+    assert "tests/bench/" in result.stdout
+
+
+RUNS = {
+    "make book": run_book,
+    "make test": run_test,
+    "make serve": run_serve,
+    "make pdf": run_pdf,
+    "make lab": run_lab,
+    "pip install .": run_install,
+    "make notebooks ONLY=05-psnr": run_one_notebook,
+    "make notebooks": run_notebooks,
+    "make bench": run_bench,
+    "make clean": run_clean,
+}
+
+
+def test_every_command_has_its_run():
+    assert sorted(COMMANDS) == sorted(RUNS)
+
+
+@pytest.mark.parametrize("command", RUNS)
+def test_command(command, copy):
+    if command == "make pdf" and not shutil.which(os.environ.get("CHROMIUM", "chromium")):
+        if os.environ.get("CI"):
+            pytest.fail("continuous integration has no Chromium")
+        pytest.skip("make pdf prints with Chromium, which is not installed")
+    RUNS[command](copy)
+
+
+def test_environment_is_set_up_once(tmp_path):
+    for name in ("Makefile", "requirements.txt", "pyproject.toml"):
+        shutil.copyfile(ROOT / name, tmp_path / name)
+        os.utime(tmp_path / name, (1000, 1000))
+
+    def plan() -> str:
+        command = ["make", "--dry-run", "book"]
+        return subprocess.run(
+            command, cwd=tmp_path, capture_output=True, text=True, check=True
+        ).stdout
+
+    assert "pip install" in plan()
+    (tmp_path / ".venv").mkdir()
+    (tmp_path / ".venv" / ".ready").touch()
+    assert "pip install" not in plan()
+    assert "build.py" in plan()
+    new = time.time() + 10
+    os.utime(tmp_path / "requirements.txt", (new, new))
+    assert "pip install" in plan()
+
+
+@pytest.mark.parametrize("program", blocks("python"))
+def test_program(program, capsys):
+    exec(compile(program, "README.md", "exec"), {})
+    printed = capsys.readouterr().out
+    assert re.search(r"FID \d+\.\d", printed)
+    assert len(printed.splitlines()) == 3
+
+
+def test_links_lead_somewhere():
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        if "://" not in target:
+            assert (ROOT / target).exists(), target
+
+
+def test_layout_names_what_exists():
+    for place in re.findall(r"^\| `([^`]+)` \|", README, re.M):
+        assert (ROOT / place).exists(), place
