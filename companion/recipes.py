@@ -43,7 +43,7 @@ class DigitCNNRecipe:
     """
 
     width: int = 32
-    epochs: int = 20
+    epochs: int = 8
     batch_size: int = 128
     learning_rate: float = 4e-3
     weight_decay: float = 0.02

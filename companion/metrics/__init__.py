@@ -1,1 +1,46 @@
-"""Measures of generated samples."""
+"""Measures of generated samples, each in the module of its name.
+
+Features and probabilities come from `companion.metrics.features`; the measures themselves take plain arrays of
+them and know nothing of any network.
+"""
+
+from companion.metrics.fid import (
+    FeatureStatistics,
+    FIDInfinity,
+    fid,
+    fid_infinity,
+    frechet_distance,
+)
+from companion.metrics.inception_score import (
+    ClassEntropies,
+    InceptionScore,
+    class_entropies,
+    inception_score,
+)
+from companion.metrics.precision_recall import (
+    NearestNeighbours,
+    PrecisionRecall,
+    nearest_neighbours,
+    precision_recall,
+)
+from companion.metrics.psnr import psnr, ssim
+from companion.metrics.sharpness import sharpness
+
+__all__ = [
+    "ClassEntropies",
+    "FIDInfinity",
+    "FeatureStatistics",
+    "InceptionScore",
+    "NearestNeighbours",
+    "PrecisionRecall",
+    "class_entropies",
+    "fid",
+    "fid_infinity",
+    "frechet_distance",
+    "inception_score",
+    "nearest_neighbours",
+    "precision_recall",
+    "psnr",
+    "sharpness",
+    "ssim",
+]

@@ -1,0 +1,72 @@
+"""Checks of the metrics' inputs, so that each fails at the door and says what to do."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Array = Tensor | np.ndarray
+
+
+def as_float64(name: str, values: Array, ndim: int, shape: str) -> Tensor:
+    """Returns finite real numbers as a float64 tensor on their own device.
+
+    Args:
+        name: what the caller calls the argument.
+        values: a tensor or an array.
+        ndim: the number of dimensions it must have.
+        shape: those dimensions in words, for the message.
+
+    Raises:
+        TypeError: if it is no tensor or array, or holds no real numbers.
+        ValueError: if it has another number of dimensions, is empty, or holds NaN or infinite values.
+    """
+    if not isinstance(values, Tensor | np.ndarray):
+        raise TypeError(f"{name} must be a tensor or a NumPy array, got {type(values).__name__}.")
+    tensor = torch.as_tensor(values).detach()
+    if tensor.is_complex() or tensor.dtype == torch.bool:
+        raise TypeError(f"{name} must hold real numbers, got {tensor.dtype}.")
+    if tensor.ndim != ndim:
+        raise ValueError(f"{name} must have the shape ({shape}), got {tuple(tensor.shape)}.")
+    if tensor.numel() == 0:
+        raise ValueError(f"{name} is empty: its shape is {tuple(tensor.shape)}.")
+    tensor = tensor.to(torch.float64)
+    if not torch.isfinite(tensor).all():
+        bad = int((~torch.isfinite(tensor)).sum())
+        raise ValueError(
+            f"{name} holds {bad:,} NaN or infinite values of {tensor.numel():,}; find out where they come "
+            "from (a diverged model?) rather than dropping them, which would bias the score."
+        )
+    return tensor
+
+
+def image_pair(x: Tensor, y: Tensor, data_range: float) -> tuple[Tensor, Tensor]:
+    """Checks two batches of images for a full-reference metric and returns them in float64.
+
+    Raises:
+        TypeError: if they are not tensors of the same type.
+        ValueError: if they are not both "n c h w" of the same shape, not finite, or wider than `data_range`.
+    """
+    if not data_range > 0 or not np.isfinite(data_range):
+        raise ValueError(
+            f"data_range must be positive, got {data_range!r}: 255 for bytes, 2 for floats in [-1, 1], "
+            "1 for floats in [0, 1]."
+        )
+    if isinstance(x, Tensor) and isinstance(y, Tensor) and x.dtype != y.dtype:
+        raise TypeError(
+            f"x is {x.dtype} and y is {y.dtype}; convert one, so that both are on the same scale."
+        )
+    a = as_float64("x", x, 4, "n, c, h, w")
+    b = as_float64("y", y, 4, "n, c, h, w")
+    if a.shape != b.shape:
+        raise ValueError(
+            f"x and y must have the same shape, got {tuple(a.shape)} and {tuple(b.shape)}."
+        )
+    for name, images in (("x", a), ("y", b)):
+        low, high = float(images.min()), float(images.max())
+        # The slack lets float32 rounding pass, and nothing that matters.
+        if high - low > data_range * (1 + 1e-5):
+            raise ValueError(
+                f"{name} spans [{low:g}, {high:g}], more than data_range = {data_range:g}. State the range "
+                "that the format allows (255 for bytes, 2 for [-1, 1]), or clamp the images to it first."
+            )
+    return a, b

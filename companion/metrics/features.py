@@ -1,0 +1,174 @@
+"""Feature extractors as plain callables: images in, one row of numbers an image out.
+
+The digit network ships with the package. Canonical Inception-v3, whose numbers papers report, comes from the
+optional library torch-fidelity, which fetches its weights once. The two are never comparable.
+"""
+
+from collections.abc import Callable
+from functools import cache
+
+import torch
+from jaxtyping import Float, Float32, UInt8
+from torch import Tensor, nn
+
+from companion.checkpoints import load_checkpoint
+from companion.data.images import to_float, to_uint8
+
+__all__ = ["digit_features", "digit_probabilities", "inception_features", "inception_probabilities"]
+
+
+@cache
+def _digit_cnn(device: torch.device) -> nn.Module:
+    return load_checkpoint("digit-cnn", device).requires_grad_(False)
+
+
+def _in_batches(
+    function: Callable[[Tensor], Tensor],
+    images: Tensor,
+    batch_size: int,
+    convert: Callable[[Tensor], Tensor],
+) -> Tensor:
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+    with torch.no_grad():
+        return torch.cat([function(convert(part)) for part in images.split(batch_size)])
+
+
+def _check_images(images: Tensor, channels: int, size: tuple[int, int] | None) -> None:
+    if not isinstance(images, Tensor):
+        raise TypeError(f"images must be a tensor, got {type(images).__name__}.")
+    wanted = f"(n, {channels}, {f'{size[0]}, {size[1]}' if size else 'h, w'})"
+    if (
+        images.ndim != 4
+        or images.shape[1] != channels
+        or (size and tuple(images.shape[2:]) != size)
+    ):
+        raise ValueError(f"images must have the shape {wanted}, got {tuple(images.shape)}.")
+    if len(images) == 0:
+        raise ValueError("there are no images: the first dimension is 0.")
+    if images.dtype == torch.uint8:
+        return
+    if not images.is_floating_point():
+        raise TypeError(f"images must be floats in [-1, 1] or uint8, got {images.dtype}.")
+    if not torch.isfinite(images).all():
+        raise ValueError("images hold NaN or infinite values; did the model diverge?")
+    low, high = float(images.min()), float(images.max())
+    if low < -1.001 or high > 1.001:
+        raise ValueError(
+            f"float images must lie in [-1, 1], got [{low:g}, {high:g}]. Map bytes with "
+            "companion.data.to_float; clamp(-1, 1) what a sampler overshot."
+        )
+
+
+def _digits_to_float(images: Tensor) -> Tensor:
+    return to_float(images) if images.dtype == torch.uint8 else images.float()
+
+
+def digit_features(
+    images: Float[Tensor, "n 1 28 28"] | UInt8[Tensor, "n 1 28 28"], batch_size: int = 500
+) -> Float32[Tensor, "n d"]:
+    """Returns the 64 features of the frozen digit classifier, for Fréchet distance, precision and recall.
+
+    Args:
+        images: grey digits, floats in [−1, 1] or bytes.
+        batch_size: images at a time; it does not change the result.
+
+    Returns:
+        Non-negative features on the images' device.
+
+    Raises:
+        TypeError: if they are neither floats nor bytes.
+        ValueError: if the shape or the range is wrong, a value is NaN, or there are no images.
+    """
+    _check_images(images, 1, (28, 28))
+    model = _digit_cnn(images.device)
+    return _in_batches(model.features, images, batch_size, _digits_to_float)
+
+
+def digit_probabilities(
+    images: Float[Tensor, "n 1 28 28"] | UInt8[Tensor, "n 1 28 28"], batch_size: int = 500
+) -> Float32[Tensor, "n 10"]:
+    """Returns the class probabilities of the frozen digit classifier, for the Inception Score.
+
+    Args:
+        images: grey digits, floats in [−1, 1] or bytes.
+        batch_size: images at a time; it does not change the result.
+
+    Returns:
+        p(y|x), each row summing to one, on the images' device.
+
+    Raises:
+        TypeError: if they are neither floats nor bytes.
+        ValueError: if the shape or the range is wrong, a value is NaN, or there are no images.
+    """
+    _check_images(images, 1, (28, 28))
+    model = _digit_cnn(images.device)
+    return _in_batches(lambda x: model(x).softmax(dim=1), images, batch_size, _digits_to_float)
+
+
+@cache
+def _inception(layer: str, device: torch.device) -> nn.Module:
+    try:
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+    except ImportError as error:
+        raise ImportError(
+            "canonical Inception features need the optional library torch-fidelity: "
+            "pip install 'companion[inception]'. It fetches the network's weights (about 100 MB) once, so the "
+            "first call needs the internet."
+        ) from error
+    return FeatureExtractorInceptionV3("inception-v3-compat", [layer]).to(device).eval()
+
+
+def _bytes(images: Tensor) -> Tensor:
+    return images if images.dtype == torch.uint8 else to_uint8(images)
+
+
+def inception_features(
+    images: UInt8[Tensor, "n 3 h w"] | Float[Tensor, "n 3 h w"], batch_size: int = 50
+) -> Float32[Tensor, "n 2048"]:
+    """Returns the 2048 `pool3` features of the canonical Inception-v3, graph of 2015-12-05.
+
+    Preprocessing, which changes FID by whole points when done differently: RGB bytes go in (floats in
+    [−1, 1] are rounded to bytes first, as a saved PNG would be); the network resizes them to 299×299 by the
+    bilinear rule of TensorFlow 1 (corners not aligned, no antialiasing) and maps v to (v − 128) / 128.
+
+    Args:
+        images: RGB images of any size, bytes or floats in [−1, 1].
+        batch_size: images at a time.
+
+    Returns:
+        Features on the images' device.
+
+    Raises:
+        ImportError: if torch-fidelity is not installed.
+        TypeError: if they are neither floats nor bytes.
+        ValueError: if the shape or the range is wrong, a value is NaN, or there are no images.
+    """
+    _check_images(images, 3, None)
+    model = _inception("2048", images.device)
+    return _in_batches(lambda x: model(x)[0], images, batch_size, _bytes)
+
+
+def inception_probabilities(
+    images: UInt8[Tensor, "n 3 h w"] | Float[Tensor, "n 3 h w"], batch_size: int = 50
+) -> Float32[Tensor, "n 1008"]:
+    """Returns the class probabilities of the canonical Inception-v3, for the Inception Score of papers.
+
+    As in the original code, the last layer's bias is left out and all 1,008 outputs of the graph take part in
+    the softmax. Preprocessing as in `inception_features`.
+
+    Args:
+        images: RGB images of any size, bytes or floats in [−1, 1].
+        batch_size: images at a time.
+
+    Returns:
+        p(y|x) on the images' device.
+
+    Raises:
+        ImportError: if torch-fidelity is not installed.
+        TypeError: if they are neither floats nor bytes.
+        ValueError: if the shape or the range is wrong, a value is NaN, or there are no images.
+    """
+    _check_images(images, 3, None)
+    model = _inception("logits_unbiased", images.device)
+    return _in_batches(lambda x: model(x)[0].softmax(dim=1), images, batch_size, _bytes)

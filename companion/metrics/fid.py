@@ -1,0 +1,362 @@
+"""The Fréchet distance between Gaussians fitted to features (Heusel et al., 2017; Dowson and Landau, 1982).
+
+d² = ‖μ₁ − μ₂‖² + Tr Σ₁ + Tr Σ₂ − 2 Tr (Σ₁Σ₂)^½
+
+The trace of the root is the sum of the roots of the eigenvalues of Σ₁Σ₂. With factors Σᵢ = LᵢLᵢᵀ these are the
+eigenvalues of the symmetric matrix MMᵀ, M = L₁ᵀL₂, which are real and not negative by construction; no matrix
+root is computed, nothing has to be made real afterwards, and no epsilon is added to the diagonal. A
+pivoted Cholesky factor has as many columns as the covariance has rank, so fewer samples than dimensions are
+no special case, only a smaller one. Everything is in float64.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from scipy.linalg.lapack import dpstrf
+from torch import Tensor
+
+from companion.metrics._checks import Array, as_float64
+
+# Rows that are converted to float64 at a time.
+CHUNK = 4096
+
+
+def _covariance(name: str, sigma: Array, dim: int) -> np.ndarray:
+    """Checks a covariance and returns it exactly symmetric, in float64 on the CPU."""
+    s = as_float64(name, sigma, 2, "d, d").cpu().numpy()
+    if s.shape != (dim, dim):
+        raise ValueError(
+            f"{name} must have the shape ({dim}, {dim}), as its mean says, got {s.shape}."
+        )
+    scale = float(np.abs(s).max())
+    if float(np.abs(s - s.T).max()) > 1e-5 * scale:
+        raise ValueError(f"{name} is not symmetric, so it is no covariance.")
+    return (s + s.T) / 2
+
+
+def _factor(name: str, sigma: np.ndarray) -> np.ndarray:
+    """Returns L with LLᵀ = Σ and as many columns as Σ has rank (pivoted Cholesky).
+
+    Pivots below d·ε·max Σᵢᵢ, where float64 holds only rounding noise, count as zero.
+    """
+    dim = len(sigma)
+    factor, pivots, rank, _ = dpstrf(sigma, lower=1)
+    lower = np.zeros((dim, rank))
+    lower[pivots - 1] = np.tril(factor)[:, :rank]  # undo the pivoting: rows back to their places
+    # A full-rank Cholesky factor proves that Σ is positive definite. A shorter one has to be checked, since
+    # the factorisation also stops at the first pivot that is negative.
+    if rank < dim:
+        residual = float(np.abs(sigma - lower @ lower.T).max())
+        if residual > 1e-5 * float(np.abs(sigma).max()):
+            raise ValueError(
+                f"{name} is not positive semi-definite, so it is no covariance (the factorisation leaves "
+                f"{residual:g} over)."
+            )
+    return lower
+
+
+def frechet_distance(
+    mu1: Float[Tensor, " d"] | Float[np.ndarray, " d"],
+    sigma1: Float[Tensor, "d d"] | Float[np.ndarray, "d d"],
+    mu2: Float[Tensor, " d"] | Float[np.ndarray, " d"],
+    sigma2: Float[Tensor, "d d"] | Float[np.ndarray, "d d"],
+) -> float:
+    """Returns the squared Fréchet distance between two Gaussians, which is what "FID" reports.
+
+    It is also their squared 2-Wasserstein distance. Singular covariances are allowed.
+
+    Args:
+        mu1: the first mean.
+        sigma1: the first covariance.
+        mu2: the second mean.
+        sigma2: the second covariance.
+
+    Returns:
+        d², at least 0, in squared units of the features.
+
+    Raises:
+        TypeError: if an argument does not hold real numbers.
+        ValueError: if shapes disagree, a value is NaN or infinite, or a matrix is not symmetric and positive
+            semi-definite.
+    """
+    m1 = as_float64("mu1", mu1, 1, "d").cpu().numpy()
+    m2 = as_float64("mu2", mu2, 1, "d").cpu().numpy()
+    if m1.shape != m2.shape:
+        raise ValueError(
+            f"the means have {len(m1)} and {len(m2)} dimensions; they must have the same."
+        )
+    s1 = _covariance("sigma1", sigma1, len(m1))
+    s2 = _covariance("sigma2", sigma2, len(m1))
+    product = _factor("sigma1", s1).T @ _factor("sigma2", s2)
+    if product.shape[0] > product.shape[1]:
+        product = product.T
+    # MMᵀ of the smaller side: the same non-zero eigenvalues as Σ₁Σ₂, with fewer zeros around them.
+    gram = torch.from_numpy(product @ product.T)
+    root_trace = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt().sum() if len(gram) else 0.0
+    distance = np.square(m1 - m2).sum() + np.trace(s1) + np.trace(s2) - 2 * float(root_trace)
+    return max(float(distance), 0.0)  # rounding may leave −1e-12 where the Gaussians are equal
+
+
+class FeatureStatistics:
+    """Mean and covariance of features that arrive in batches, in memory that does not grow with their number.
+
+    It holds the count n, the mean and the scatter Σ (x − mean)(x − mean)ᵀ in float64 and merges batches, or
+    whole processes, by the pairwise formula of Chan, Golub and LeVeque (1979). Unlike running sums of x and
+    xxᵀ this loses no digits when the mean is large beside the spread.
+
+    Args:
+        dim: number of dimensions of the features.
+        device: where the statistics are kept.
+
+    Raises:
+        ValueError: if `dim` is not positive.
+    """
+
+    def __init__(self, dim: int, device: str | torch.device = "cpu") -> None:
+        if dim < 1:
+            raise ValueError(f"dim must be at least 1, got {dim}.")
+        self.dim = dim
+        self.count = 0
+        self._mean = torch.zeros(dim, dtype=torch.float64, device=device)
+        self._scatter = torch.zeros(dim, dim, dtype=torch.float64, device=device)
+
+    def __repr__(self) -> str:
+        return f"FeatureStatistics(dim={self.dim}, count={self.count})"
+
+    @classmethod
+    def of(cls, features: Float[Tensor, "n d"] | Float[np.ndarray, "n d"]) -> Self:
+        """Returns the statistics of one set of features."""
+        dim = features.shape[1] if features.ndim == 2 else 1
+        return cls(max(dim, 1)).update(features)
+
+    def _absorb(self, count: int, mean: Tensor, scatter: Tensor) -> None:
+        total = self.count + count
+        if count == 0:
+            return
+        delta = mean - self._mean
+        self._mean += delta * (count / total)
+        self._scatter += scatter
+        self._scatter.addr_(delta, delta, alpha=self.count * count / total)
+        self.count = total
+
+    def update(self, features: Float[Tensor, "n d"] | Float[np.ndarray, "n d"]) -> Self:
+        """Adds a batch of features, of any size from one.
+
+        Returns:
+            The object itself.
+
+        Raises:
+            TypeError: if the features are not floating-point numbers.
+            ValueError: if they have another shape than "n dim", or hold NaN or infinite values; the
+                statistics then stay as they were.
+        """
+        tensor = torch.as_tensor(features)
+        if not tensor.is_floating_point():
+            raise TypeError(f"features must be floating-point numbers, got {tensor.dtype}.")
+        if tensor.ndim != 2 or tensor.shape[1] != self.dim:
+            raise ValueError(
+                f"features must have the shape (n, {self.dim}), got {tuple(tensor.shape)}."
+            )
+        part = FeatureStatistics(self.dim, self._mean.device)
+        for rows in tensor.split(CHUNK):
+            x = as_float64("features", rows, 2, "n, d").to(self._mean.device)
+            mean = x.mean(dim=0)
+            x = x - mean
+            part._absorb(len(x), mean, x.T @ x)
+        return self.merge(part)
+
+    def merge(self, other: "FeatureStatistics") -> Self:
+        """Adds the samples that another object has seen.
+
+        Returns:
+            The object itself.
+
+        Raises:
+            ValueError: if the dimensions differ.
+        """
+        if other.dim != self.dim:
+            raise ValueError(
+                f"statistics of {other.dim} dimensions cannot join those of {self.dim}."
+            )
+        device = self._mean.device
+        # Copies, so that merging an object with itself counts every sample twice and nothing else.
+        self._absorb(
+            other.count, other._mean.to(device, copy=True), other._scatter.to(device, copy=True)
+        )
+        return self
+
+    @property
+    def mean(self) -> Float[Tensor, " d"]:
+        """The mean, float64.
+
+        Raises:
+            ValueError: if no sample has been seen.
+        """
+        if self.count < 1:
+            raise ValueError("no samples yet: call update(features) first.")
+        return self._mean.clone()
+
+    @property
+    def covariance(self) -> Float[Tensor, "d d"]:
+        """The unbiased covariance (divided by n − 1), float64.
+
+        Raises:
+            ValueError: if fewer than two samples have been seen.
+        """
+        if self.count < 2:
+            raise ValueError(f"a covariance needs at least two samples, got {self.count}.")
+        return self._scatter / (self.count - 1)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Returns count, mean and scatter as tensors, which any process can save or send."""
+        return {
+            "count": torch.tensor(self.count, dtype=torch.int64),
+            "mean": self._mean.clone(),
+            "scatter": self._scatter.clone(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> Self:
+        """Takes over what `state_dict` returned.
+
+        Raises:
+            ValueError: if entries are missing or of other dimensions.
+        """
+        if set(state) != {"count", "mean", "scatter"}:
+            raise ValueError(f"the state must hold count, mean and scatter, got {sorted(state)}.")
+        if state["mean"].shape != (self.dim,) or state["scatter"].shape != (self.dim, self.dim):
+            raise ValueError(
+                f"the state is of {tuple(state['mean'].shape)} dimensions, not ({self.dim},)."
+            )
+        self.count = int(state["count"])
+        self._mean.copy_(state["mean"])
+        self._scatter.copy_(state["scatter"])
+        return self
+
+    def all_reduce(self, group: Any = None) -> Self:
+        """Merges the statistics of all processes of a torch.distributed group, in every one of them.
+
+        Two sums travel: the weighted means first, then the scatters moved to the common mean.
+        Call it once, after the last update.
+
+        Returns:
+            The object itself.
+        """
+        import torch.distributed as dist
+
+        count = torch.tensor([float(self.count)], dtype=torch.float64, device=self._mean.device)
+        dist.all_reduce(count, group=group)
+        total = float(count)
+        if total == 0:
+            return self
+        mean = self._mean * (self.count / total)
+        dist.all_reduce(mean, group=group)
+        delta = self._mean - mean
+        scatter = self._scatter.addr(delta, delta, alpha=self.count)
+        dist.all_reduce(scatter, group=group)
+        self.count, self._mean, self._scatter = round(total), mean, scatter
+        return self
+
+
+Features = Float[Tensor, "n d"] | Float[np.ndarray, "n d"] | FeatureStatistics
+
+
+def _statistics(name: str, features: Features) -> FeatureStatistics:
+    if isinstance(features, FeatureStatistics):
+        statistics = features
+    else:
+        as_float64(name, features[:1], 2, "n, d")
+        statistics = FeatureStatistics.of(features)
+    if statistics.count < 2:
+        raise ValueError(
+            f"{name} has {statistics.count} sample; a covariance needs at least two, and a meaningful "
+            "distance thousands."
+        )
+    return statistics
+
+
+def fid(
+    features_a: Float[Tensor, "n d"] | Float[np.ndarray, "n d"] | FeatureStatistics,
+    features_b: Float[Tensor, "m d"] | Float[np.ndarray, "m d"] | FeatureStatistics,
+) -> float:
+    """Returns the Fréchet distance between Gaussians fitted to two sets of features.
+
+    It is symmetric, and 0 for a set and itself. It falls with the number of samples, roughly as
+    FID_∞ + c/N, so compare only distances of equal N (or use `fid_infinity`); fewer samples than dimensions
+    are allowed and make the bias large.
+
+    Args:
+        features_a: one row a sample, or their `FeatureStatistics`.
+        features_b: likewise, of the same dimension.
+
+    Returns:
+        The distance, at least 0.
+
+    Raises:
+        TypeError: if the features are not floating-point numbers.
+        ValueError: if a set has fewer than two samples, the dimensions differ, or a value is NaN or infinite.
+    """
+    a, b = _statistics("features_a", features_a), _statistics("features_b", features_b)
+    if a.dim != b.dim:
+        raise ValueError(
+            f"features_a has {a.dim} dimensions and features_b {b.dim}; extract both with the same network."
+        )
+    return frechet_distance(a.mean, a.covariance, b.mean, b.covariance)
+
+
+class FIDInfinity(NamedTuple):
+    """An extrapolated distance.
+
+    Attributes:
+        value: the intercept, the estimate for infinitely many samples; it may come out slightly negative.
+        slope: the bias is about slope / N.
+        sizes: the sample counts N that were used.
+        distances: the distance at each of them.
+    """
+
+    value: float
+    slope: float
+    sizes: tuple[int, ...]
+    distances: tuple[float, ...]
+
+
+def fid_infinity(
+    real: Float[Tensor, "n d"] | Float[np.ndarray, "n d"] | FeatureStatistics,
+    fake: Float[Tensor, "m d"] | Float[np.ndarray, "m d"],
+    generator: torch.Generator,
+    sizes: Sequence[int] | None = None,
+) -> FIDInfinity:
+    """Extrapolates the distance to infinitely many generated samples (Chong and Forsyth, 2020).
+
+    The distance of N generated samples is nearly linear in 1/N; a least-squares line through several N is read
+    at 1/N = 0. Only the generated side is extrapolated; the bias of the real side stays.
+
+    Args:
+        real: features of the reference, or their statistics.
+        fake: features of generated samples, which are drawn from without replacement.
+        generator: draws the subsets, on the CPU.
+        sizes: the values of N; by default 15, evenly spaced from a tenth of the samples to all.
+
+    Returns:
+        The intercept, the slope and the points.
+
+    Raises:
+        ValueError: if there are fewer than two different sizes, or one is below 2 or above the sample count.
+    """
+    reference = _statistics("real", real)
+    samples = torch.as_tensor(fake)
+    n = len(samples)
+    if sizes is None:
+        sizes = [max(2, round(s)) for s in np.linspace(n / 10, n, 15)]
+    if len(set(sizes)) < 2 or min(sizes) < 2 or max(sizes) > n:
+        raise ValueError(
+            f"sizes must be at least two different numbers from 2 to the {n} samples, got {list(sizes)}."
+        )
+    distances = [
+        fid(reference, samples[torch.randperm(n, generator=generator)[:size].to(samples.device)])
+        for size in sizes
+    ]
+    slope, value = np.polyfit(1 / np.asarray(sizes, dtype=np.float64), distances, 1)
+    return FIDInfinity(float(value), float(slope), tuple(sizes), tuple(distances))
