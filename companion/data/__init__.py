@@ -6,10 +6,14 @@
 >>> photos = data.photographs()                  # {"astronaut": uint8 "3 512 512", …}
 >>> ring = data.toy.RingOfGaussians()            # .sample(n, generator), .log_prob(x)
 >>> documents = data.standard_library_text()     # documentation of Python's standard library
+>>> mine = data.folder("holiday.zip", size=32)   # your own images
 """
 
 from companion.data import toy
 from companion.data.catalogue import DATASETS, SPLITS, load
+from companion.data.digits import is_held_out
+from companion.data.downloads import CorruptFileError, DataError, DownloadError
+from companion.data.folders import FolderImages, UnreadableImageError, folder
 from companion.data.images import ImageDataset, to_float, to_uint8
 from companion.data.photographs import photographs
 from companion.data.text import Document, standard_library_text
@@ -17,8 +21,15 @@ from companion.data.text import Document, standard_library_text
 __all__ = [
     "DATASETS",
     "SPLITS",
+    "CorruptFileError",
+    "DataError",
     "Document",
+    "DownloadError",
+    "FolderImages",
     "ImageDataset",
+    "UnreadableImageError",
+    "folder",
+    "is_held_out",
     "load",
     "photographs",
     "standard_library_text",

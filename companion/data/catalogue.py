@@ -2,11 +2,11 @@
 
 from os import PathLike
 
-from companion.data import digits
+from companion.data import digits, downloads
 from companion.data.images import ImageDataset
 from companion.errors import unknown_name
 
-DATASETS = ("digits",)
+DATASETS = ("digits", *downloads.SOURCES)
 SPLITS = ("train", "test")
 
 
@@ -19,8 +19,27 @@ def load(
 ) -> ImageDataset:
     """Loads a dataset by name.
 
+    | name | images | train / test | where from |
+    |---|---|---|---|
+    | `digits` | grey 28×28, 10 classes | 4,000 / 1,000 | embedded, no download |
+    | `mnist` | grey 28×28, 10 classes | 60,000 / 10,000 | 11 MB, downloaded once |
+    | `fashion_mnist` | grey 28×28, 10 classes | 60,000 / 10,000 | 30 MB, downloaded once |
+    | `cifar10` | colour 32×32, 10 classes | 50,000 / 10,000 | 170 MB, downloaded once |
+
+    All `digits` are also training images of `mnist`; whoever trains on `mnist` and measures on `digits` "test"
+    leaves the held-out ones out (`companion.data.is_held_out`).
+
+    Args:
+        name: which dataset.
+        split: "train" or "test".
+        root: the folder with downloaded datasets; `$COMPANION_DATA` if not given, and the user's cache folder if
+            that is not set. `digits` needs none.
+        download: whether missing or corrupt files may be fetched from the internet.
+
     Raises:
         ValueError: there is no dataset or split of that name; the message suggests the nearest.
+        DownloadError: files are missing and cannot be downloaded; the message says which to put where.
+        CorruptFileError: a file in the cache is not what was published, and `download` is false.
     """
     if name not in DATASETS:
         raise unknown_name(
@@ -28,4 +47,6 @@ def load(
         )
     if split not in SPLITS:
         raise unknown_name("split", split, SPLITS)
-    return digits.load_digits(split)
+    if name == "digits":
+        return digits.load_digits(split)
+    return downloads.load_download(name, split, root, download)

@@ -23,7 +23,7 @@ from torch import Tensor
 # Beyond this many standard deviations a Gaussian in two dimensions keeps 1e-14 of its mass.
 TAIL = 8.0
 # Quadrature: one panel for every two standard deviations of arc, so that the integrand is smooth on each.
-NODES_PER_PANEL = 16
+NODES_PER_PANEL = 20
 # Points meet components or nodes in blocks of about so many pairs (1 MB), which is fastest.
 BLOCK = 131_072
 
@@ -135,8 +135,9 @@ class _BlurredCurve:
     """A curve c(t), t uniform in [a, b], blurred: p(x) = 1/(b-a) ∫ N(x; c(t), std² I) dt.
 
     The integral is a Gauss-Legendre sum on panels about two standard deviations long, that is, a mixture of
-    Gaussians at the nodes with the quadrature's weights. Its relative error is below 1e-8 in the square of
-    `half_width` (tested against doubled panels and adaptive quadrature).
+    Gaussians at the nodes with the quadrature's weights. The error of log p is below 1e-8 nats within 12
+    standard deviations of the curve, and below 1e-8 of |log p| in the rest of the square of `half_width` (tested
+    against more nodes and against adaptive quadrature).
     """
 
     std: float
