@@ -1,13 +1,13 @@
 """Checks of the metrics' inputs, so that each fails at the door and says what to do."""
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
 
-Array = Tensor | np.ndarray
 
-
-def as_float64(name: str, values: Array, ndim: int, shape: str) -> Tensor:
+def as_float64(name: str, values: Any, ndim: int, shape: str) -> Tensor:
     """Returns finite real numbers as a float64 tensor on their own device.
 
     Args:
@@ -39,7 +39,7 @@ def as_float64(name: str, values: Array, ndim: int, shape: str) -> Tensor:
     return tensor
 
 
-def image_pair(x: Tensor, y: Tensor, data_range: float) -> tuple[Tensor, Tensor]:
+def image_pair(x: Any, y: Any, data_range: float | int) -> tuple[Tensor, Tensor]:
     """Checks two batches of images for a full-reference metric and returns them in float64.
 
     Raises:

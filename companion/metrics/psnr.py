@@ -14,7 +14,7 @@ SSIM_WINDOW = 11
 def psnr(
     x: Float[Tensor, "n c h w"] | UInt8[Tensor, "n c h w"],
     y: Float[Tensor, "n c h w"] | UInt8[Tensor, "n c h w"],
-    data_range: float,
+    data_range: float | int,
 ) -> Float[Tensor, " n"]:
     """Returns 10·log₁₀(MAX² / MSE) of each pair of images, in decibels.
 
@@ -41,7 +41,7 @@ def psnr(
 def ssim(
     x: Float[Tensor, "n c h w"] | UInt8[Tensor, "n c h w"],
     y: Float[Tensor, "n c h w"] | UInt8[Tensor, "n c h w"],
-    data_range: float,
+    data_range: float | int,
 ) -> Float[Tensor, " n"]:
     """Returns the structural similarity of each pair of images (Wang et al., 2004), from scikit-image.
 
