@@ -51,9 +51,10 @@ def _check_images(images: Tensor, channels: int, size: tuple[int, int] | None) -
         return
     if not images.is_floating_point():
         raise TypeError(f"images must be floats in [-1, 1] or uint8, got {images.dtype}.")
+    images = images.detach()
     if not torch.isfinite(images).all():
         raise ValueError("images hold NaN or infinite values; did the model diverge?")
-    low, high = float(images.min()), float(images.max())
+    low, high = images.min().item(), images.max().item()
     if low < -1.001 or high > 1.001:
         raise ValueError(
             f"float images must lie in [-1, 1], got [{low:g}, {high:g}]. Map bytes with "

@@ -275,10 +275,8 @@ def _rows(name: str, features: Any) -> Tensor:
 
 
 def _statistics(name: str, features: Any) -> FeatureStatistics:
-    if isinstance(features, FeatureStatistics):
-        statistics = features
-    else:
-        statistics = FeatureStatistics.of(_rows(name, features))
+    known = isinstance(features, FeatureStatistics)
+    statistics = features if known else FeatureStatistics.of(_rows(name, features))
     if statistics.count < 2:
         raise ValueError(
             f"{name} has {statistics.count} sample; a covariance needs at least two, and a meaningful "

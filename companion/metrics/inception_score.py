@@ -5,7 +5,7 @@ and p(y) the mean of p(y|x) over them. In entropies, log IS = H(y) − H(y|x). W
 and K.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ class ClassEntropies(NamedTuple):
     conditional: float
 
 
-def _probabilities(probs: Tensor | np.ndarray) -> Tensor:
+def _probabilities(probs: Any) -> Tensor:
     p = as_float64("probs", probs, 2, "n, classes")
     low, high = float(p.min()), float(p.max())
     if low < 0 or high > 1 + 1e-3:

@@ -128,7 +128,7 @@ def fit_classifier(
             loss.backward()
             optimiser.step()
             step += 1
-            value = float(loss)
+            value = loss.detach().item()
             if not math.isfinite(value):
                 raise FloatingPointError(
                     f"the loss is {value} at step {step}; lower the learning rate."
