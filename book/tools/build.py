@@ -37,7 +37,7 @@ def main() -> int:
         print("The book was not built: see the warnings above.", file=sys.stderr)
         return status
     drop_unused(OUTPUT / "_static" / "mathjax", MATHJAX_KEPT)
-    print(f"The book is built. Open {(OUTPUT / 'index.html').as_uri()}")
+    print(f"The book is built. Open {(OUTPUT / 'book' / 'index.html').as_uri()}")
     return 0
 
 

@@ -100,7 +100,9 @@ def run_serve(copy):
     port = free_port()
     process = start(copy, "serve", f"PORT={port}")
     try:
-        assert "Generative Models, Measured" in answers(f"http://127.0.0.1:{port}/", seconds=200)
+        assert "Generative Models, Measured" in answers(
+            f"http://127.0.0.1:{port}/book/index.html", seconds=200
+        )
     finally:
         stop(process)
 
