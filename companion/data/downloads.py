@@ -438,7 +438,9 @@ def _download(resource: Resource, folder: Path) -> dict[str, bytes]:
             # Another process may have finished it while this one waited.
             cached = _read_cached(resource, folder, remove_corrupt=True)
             return cached if cached is not None else _from_mirrors(resource, folder)
-    except PermissionError as error:
+    except DataError:
+        raise
+    except OSError as error:
         raise DownloadError(
             f"cannot write to {folder} ({error}). Set COMPANION_DATA to a folder of yours."
         ) from error
@@ -490,10 +492,12 @@ def _transfer(url: str, part: Path, label: str) -> DataError | None:
 
     offset = part.stat().st_size if part.exists() else 0
     expected_size: list[int] = []
+    answers: list[requests.Response] = []
 
     with open(part, "ab") as file:
 
         def on_answer(answer: requests.Response, *args: object, **kwargs: object) -> None:
+            answers.append(answer)
             start = re.match(r"bytes (\d+)-", answer.headers.get("Content-Range", ""))
             resumed = answer.status_code == 206 and start is not None and int(start[1]) == offset
             if answer.status_code in (200, 206):
@@ -529,6 +533,8 @@ def _transfer(url: str, part: Path, label: str) -> DataError | None:
             return DownloadError(_short(error))
         finally:
             progress.close()
+            for answer in answers:
+                answer.close()
     if expected_size and part.stat().st_size < expected_size[-1]:
         return DownloadError(
             f"the connection ended after {part.stat().st_size:,} of {expected_size[-1]:,} bytes"

@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path, PurePosixPath
-from typing import Literal, Self
+from typing import Literal
 
 import numpy as np
 import torch
@@ -63,7 +63,7 @@ class FolderImages(ImageDataset):
     captions: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
 
-    def _take(self, positions: Int64[Tensor, " m"]) -> Self:
+    def _take(self, positions: Int64[Tensor, " m"]) -> "FolderImages":
         chosen = positions.tolist()
         return replace(
             super()._take(positions),

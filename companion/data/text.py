@@ -85,21 +85,19 @@ def _docstrings(path: Path) -> list[str]:
         tree = ast.parse(path.read_bytes(), filename=str(path))
     except (OSError, SyntaxError):
         return []
-    found: list[str] = []
-
-    def visit(node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) -> None:
-        docstring = ast.get_docstring(node, clean=False)
-        if docstring and docstring.strip():
-            found.append(inspect.cleandoc(docstring))
-        # Functions inside functions are nobody's interface, so only modules and classes are entered.
-        if isinstance(node, ast.Module | ast.ClassDef):
-            for child in node.body:
-                public = isinstance(child, _DEFINITIONS) and not child.name.startswith("_")
-                if public:
-                    visit(child)
-
-    visit(tree)
-    return found
+    return [inspect.cleandoc(found) for found in _walk(tree)]
 
 
-_DEFINITIONS = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+_Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def _walk(node: _Documented) -> Iterator[str]:
+    """Yields the documentation string of a definition and of the public ones in it."""
+    docstring = ast.get_docstring(node, clean=False)
+    if docstring and docstring.strip():
+        yield docstring
+    # Functions inside functions are nobody's interface, so only modules and classes are entered.
+    if isinstance(node, ast.Module | ast.ClassDef):
+        for child in node.body:
+            if isinstance(child, _Documented) and not child.name.startswith("_"):
+                yield from _walk(child)

@@ -28,7 +28,7 @@ NODES_PER_PANEL = 20
 BLOCK = 131_072
 
 
-def grid(half_width: float, side: int) -> Float64[Tensor, "side*side 2"]:
+def grid(half_width: float, side: int) -> Float64[Tensor, "m 2"]:
     """Returns the centres of side × side equal cells that tile [-half_width, half_width]², row by row.
 
     The first coordinate varies fastest, so that `log_prob(grid(a, m)).reshape(m, m)` is an image whose rows
@@ -292,7 +292,8 @@ class Pinwheel:
         return torch.softmax(self._log_arms(_points(x)), dim=1).to(x)
 
     def _twist(self, z: Float64[Tensor, "n 2"]) -> Float64[Tensor, " n"]:
-        return self.rate * torch.linalg.vector_norm(z, dim=1).exp()
+        # Beyond a distance of 30 the turn stays what it is there, or the exponential would overflow.
+        return self.rate * torch.linalg.vector_norm(z, dim=1).clamp(max=30.0).exp()
 
     def _log_arms(self, x: Float64[Tensor, "n 2"]) -> Float64[Tensor, "n arms"]:
         """log p(x | arm j), by turning x back; |x| = |z|, so the twist is known."""
@@ -300,7 +301,8 @@ class Pinwheel:
         constant = -math.log(2 * math.pi * self.radial_std * self.tangential_std)
         columns = []
         for j in range(self.arms):
-            z = _turn(untwisted, torch.tensor(-2 * math.pi * j / self.arms).to(untwisted))
+            back = untwisted.new_tensor(-2 * math.pi * j / self.arms)
+            z = _turn(untwisted, back)
             along = (z[:, 0] - self.radius) / self.radial_std
             across = z[:, 1] / self.tangential_std
             columns.append(constant - 0.5 * (along**2 + across**2))
@@ -314,7 +316,7 @@ def _turn(z: Float64[Tensor, "n 2"], angle: Float64[Tensor, "*m"]) -> Float64[Te
 
 
 def _quadrature(
-    edges: Float64[np.ndarray, " panels+1"],
+    edges: Float64[np.ndarray, " p"],
 ) -> tuple[Float64[Tensor, " m"], Float64[Tensor, " m"]]:
     """Gauss-Legendre nodes on the panels between the edges, and the logs of weights that sum to 1."""
     nodes, weights = np.polynomial.legendre.leggauss(NODES_PER_PANEL)

@@ -1,0 +1,121 @@
+"""A small HTTP server that misbehaves on demand."""
+
+import contextlib
+import re
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+
+@dataclass
+class Site:
+    """What is served, and what was asked for.
+
+    A plan is a list of behaviours of one path, one a request, the last one for ever:
+
+    - "ok": the file, or the part of it that Range asks for;
+    - "ignore range": always the whole file;
+    - ("drop", n): the connection breaks after n bytes of the body;
+    - ("truncate", n): a complete answer that holds the first n bytes only;
+    - ("unsized drop", n): n bytes without a Content-Length, then the end;
+    - "corrupt": the file with one bit turned;
+    - "page": a web page with status 200, as a captive portal sends it;
+    - "wrong range": 206 with a part that was not asked for;
+    - "hang": nothing for a second;
+    - a number: that status.
+    """
+
+    files: dict[str, bytes] = field(default_factory=dict)
+    plans: dict[str, list] = field(default_factory=dict)
+    requests: list[tuple[str, str | None, int]] = field(default_factory=list)
+    url: str = ""
+
+    def asked(self, path: str) -> list[tuple[str | None, int]]:
+        """The Range and the status of each request for a path."""
+        return [(wanted, status) for p, wanted, status in self.requests if p == path]
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    timeout = 5  # seconds, so that no thread waits for ever for a client's next request
+    site: Site
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        site, path = self.site, self.path
+        plan = site.plans.get(path, ["ok"])
+        how = plan.pop(0) if len(plan) > 1 else plan[0]
+        data = site.files.get(path)
+        if how == "hang":
+            time.sleep(1.0)
+        status = how if isinstance(how, int) else 200 if data is not None else 404
+        wanted = self.headers.get("Range")
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            if status != 200:
+                self.answer(status, b"no")
+                return
+            if how == "page":
+                self.answer(200, b"<!DOCTYPE html><html>Please log in</html>")
+                return
+            if how == "corrupt":
+                data = data[:-9] + bytes([data[-9] ^ 1]) + data[-8:]
+            start = 0
+            if wanted and how not in ("ignore range", "page"):
+                start = int(re.fullmatch(r"bytes=(\d+)-", wanted)[1])
+                if start >= len(data):
+                    self.answer(416, b"")
+                    return
+                if how == "wrong range":
+                    start = 1
+                status = 206
+            body = data[start:]
+            headers = (
+                {"Content-Range": f"bytes {start}-{len(data) - 1}/{len(data)}"}
+                if status == 206
+                else {}
+            )
+            if isinstance(how, tuple):
+                kind, n = how
+                if kind == "truncate":
+                    body = body[:n]
+                self.answer(
+                    status, body[:n], headers, length=None if "unsized" in kind else len(body)
+                )
+            else:
+                self.answer(status, body, headers)
+
+    def answer(
+        self, status: int, body: bytes, headers: dict | None = None, length: int | None = -1
+    ) -> None:
+        self.site.requests.append((self.path, self.headers.get("Range"), status))
+        self.send_response(status)
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
+        if length is not None:
+            self.send_header("Content-Length", str(len(body) if length == -1 else length))
+        self.send_header("Connection", "close")
+        self.end_headers()
+        self.wfile.write(body)
+        self.close_connection = True
+
+
+@contextlib.contextmanager
+def serving() -> Iterator[Site]:
+    """Serves on a free port of this machine until the block ends."""
+    site = Site()
+    handler = type("Handler", (_Handler,), {"site": site})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server.daemon_threads = False
+    site.url = f"http://127.0.0.1:{server.server_address[1]}"
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+    thread.start()
+    try:
+        yield site
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
