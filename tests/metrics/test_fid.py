@@ -145,6 +145,18 @@ def test_fewer_samples_than_dimensions(n, m):
     assert fid(a, b) == pytest.approx(float(expected), abs=1e-6)
 
 
+def test_both_ways_to_the_trace_agree():
+    module = sys.modules[FeatureStatistics.__module__]
+    a, b = (np.cov(features(300, 40, seed).numpy().T) for seed in (0, 1))
+    fast, general = module._root_trace_definite(a, b), module._root_trace_semidefinite(a, b)
+    assert fast == pytest.approx(general, rel=1e-9)
+    # One null direction in either covariance, and the fast way leaves it to the general one.
+    flat = a.copy()
+    flat[0] = flat[:, 0] = 0
+    assert module._root_trace_definite(a, flat) is None
+    assert module._root_trace_definite(flat, a) is None
+
+
 def test_a_large_mean_costs_no_digits():
     a, b = features(300, 8, 8), features(300, 8, 9)
     assert fid(a + 1e5, b + 1e5) == pytest.approx(fid(a, b), abs=1e-6)
