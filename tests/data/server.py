@@ -23,7 +23,7 @@ class Site:
     - "corrupt": the file with one bit turned;
     - "page": a web page with status 200, as a captive portal sends it;
     - "wrong range": 206 with a part that was not asked for;
-    - "hang": nothing for a second;
+    - "hang" and "slow": nothing for a second, or a third of one, and then the file;
     - a number: that status.
     """
 
@@ -52,6 +52,8 @@ class _Handler(BaseHTTPRequestHandler):
         data = site.files.get(path)
         if how == "hang":
             time.sleep(1.0)
+        if how == "slow":
+            time.sleep(0.3)
         status = how if isinstance(how, int) else 200 if data is not None else 404
         wanted = self.headers.get("Range")
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):

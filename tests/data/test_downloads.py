@@ -274,7 +274,8 @@ def test_an_interrupt_leaves_no_corrupt_file(site, tmp_path, monkeypatch):
 def test_two_at_a_time_download_once(site, tmp_path):
     answers = []
     threads = [
-        threading.Thread(target=lambda: answers.append(get(site, tmp_path, "ok"))) for _ in range(4)
+        threading.Thread(target=lambda: answers.append(get(site, tmp_path, "slow")))
+        for _ in range(4)
     ]
     for thread in threads:
         thread.start()
