@@ -17,8 +17,14 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from companion.checkpoints import SHIPPED, Card, half_precision, save_checkpoint
-from companion.data import ImageDataset, load
+from companion.checkpoints import (
+    SHIPPED,
+    Card,
+    CheckpointError,
+    half_precision,
+    save_checkpoint,
+)
+from companion.data import DataError, ImageDataset, load
 from companion.data.digits import is_held_out
 from companion.metrics.digit_cnn import DigitCNN
 from companion.training import accuracy, fit_classifier, random_affine
@@ -174,8 +180,11 @@ def digit_cnn(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs a recipe from the command line."""
-    tyro.extras.subcommand_cli_from_dict({"digit-cnn": digit_cnn}, args=arguments)
+    """Runs a recipe from the command line; what the user can mend is said without a traceback, with exit code 1."""
+    try:
+        tyro.extras.subcommand_cli_from_dict({"digit-cnn": digit_cnn}, args=arguments)
+    except (DataError, CheckpointError) as error:
+        raise SystemExit(f"error: {error}") from error
 
 
 if __name__ == "__main__":

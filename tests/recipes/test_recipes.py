@@ -9,7 +9,7 @@ import torch
 
 from companion import recipes
 from companion.checkpoints import load_card, load_checkpoint
-from companion.data import ImageDataset, load
+from companion.data import DataError, ImageDataset, load
 from companion.recipes import DigitCNNRecipe, train_digit_cnn, without_held_out
 
 
@@ -114,3 +114,20 @@ def test_help_names_every_recipe():
         check=True,
     )
     assert "digit-cnn" in result.stdout
+
+
+def test_missing_data_end_without_a_traceback(tmp_path, monkeypatch):
+    def unreachable(name, split="train", root=None):
+        raise DataError("put the files here")
+
+    monkeypatch.setattr(recipes, "load", unreachable)
+    with pytest.raises(SystemExit, match="error: put the files here"):
+        recipes.main(["digit-cnn", "--output", str(tmp_path)])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unknown_recipe_ends_with_the_known_ones(capsys):
+    with pytest.raises(SystemExit) as stop:
+        recipes.main(["digit-cn"])
+    assert stop.value.code == 2
+    assert "digit-cnn" in capsys.readouterr().err
