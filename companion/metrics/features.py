@@ -68,7 +68,7 @@ def _digits_to_float(images: Tensor) -> Tensor:
 
 
 def digit_features(
-    images: Float[Tensor, "n 1 28 28"] | UInt8[Tensor, "n 1 28 28"], batch_size: int = 500
+    images: Float[Tensor, "n 1 28 28"] | UInt8[Tensor, "n 1 28 28"], batch_size: int = 64
 ) -> Float32[Tensor, "n d"]:
     """Returns the 64 features of the frozen digit classifier, for Fréchet distance, precision and recall.
 
@@ -89,7 +89,7 @@ def digit_features(
 
 
 def digit_probabilities(
-    images: Float[Tensor, "n 1 28 28"] | UInt8[Tensor, "n 1 28 28"], batch_size: int = 500
+    images: Float[Tensor, "n 1 28 28"] | UInt8[Tensor, "n 1 28 28"], batch_size: int = 64
 ) -> Float32[Tensor, "n 10"]:
     """Returns the class probabilities of the frozen digit classifier, for the Inception Score.
 
