@@ -153,15 +153,18 @@ def test_generate_leaves_the_mode_as_it_was_and_switches_dropout_off():
     assert net.training
 
 
-def test_initial_scales_are_those_of_gpt2():
-    config = TransformerConfig(500, 100, width=64, layers=8, heads=4, tie_weights=False)
+@pytest.mark.parametrize("scale", [1, 5])
+def test_initial_scales_are_those_of_gpt2(scale):
+    config = TransformerConfig(
+        500, 100, width=64, layers=8, heads=4, tie_weights=False, init_std=0.02 * scale
+    )
     net = CausalTransformer(config, rng())
-    assert net.token_embedding.weight.std().item() == pytest.approx(0.02, rel=0.05)
-    assert net.position_embedding.weight.std().item() == pytest.approx(0.01, rel=0.05)
+    assert net.token_embedding.weight.std().item() == pytest.approx(0.02 * scale, rel=0.05)
+    assert net.position_embedding.weight.std().item() == pytest.approx(0.01 * scale, rel=0.05)
     for block in net.blocks:
-        assert block.expand.weight.std().item() == pytest.approx(0.02, rel=0.05)
+        assert block.expand.weight.std().item() == pytest.approx(0.02 * scale, rel=0.05)
         for joining in (block.attention.project_out, block.contract):
-            assert joining.weight.std().item() == pytest.approx(0.02 / 4, rel=0.05)
+            assert joining.weight.std().item() == pytest.approx(0.005 * scale, rel=0.05)
         assert (block.contract.bias == 0).all()
         assert (block.norm_1.weight == 1).all()
 
@@ -213,6 +216,7 @@ def test_bfloat16_weights_agree_with_float32(device):
         ({"width": 10, "heads": 4}, "width 10 is not a multiple of heads 4: choose width 12"),
         ({"dropout": 1.0}, r"dropout is 1.0: choose a share in \[0, 1\)"),
         ({"dropout": math.nan}, "dropout is nan"),
+        ({"init_std": 0.0}, "init_std is 0.0: choose a positive number"),
     ],
 )
 def test_bad_sizes_are_named(change, message):
