@@ -9,18 +9,19 @@ PORT ?= 8000
 
 # Set-up happens once, and again only when the pins or the package's metadata change.
 $(VENV)/.ready: requirements.txt pyproject.toml
-	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python %d.%d is too old: this book needs 3.11 or newer; try make PYTHON=python3.12" % sys.version_info[:2])'
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --requirement requirements.txt
-	$(BIN)/python -m pip install --quiet --no-deps --editable .
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python %d.%d is too old: this book needs 3.11 or newer; try make PYTHON=python3.12" % sys.version_info[:2])'
+	@echo "Setting up $(VENV), once; this takes some minutes …"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --upgrade pip
+	@$(BIN)/python -m pip install --quiet --requirement requirements.txt
+	@PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --no-deps --editable .
 	@touch $@
 
 book: $(VENV)/.ready
-	$(BIN)/python book/tools/build.py
+	@$(BIN)/python book/tools/build.py
 
 test: $(VENV)/.ready
-	$(BIN)/python book/tools/checks.py
+	@$(BIN)/python book/tools/checks.py
 
 lab: $(VENV)/.ready
 	$(BIN)/jupyter lab --notebook-dir=book

@@ -18,11 +18,16 @@ MATHJAX_KEPT = (
 
 
 def build() -> int:
-    """Runs Jupyter Book; returns its exit status."""
+    """Runs Jupyter Book, whose words are shown only if something is wrong; returns its exit status."""
     program = Path(sys.executable).with_name("jupyter-book")
     # --all: without it a changed stylesheet or script is not copied.
     command = [str(program), "build", "-W", "--keep-going", "--quiet", "--all", "."]
-    return subprocess.run(command, cwd=ROOT, check=False).returncode
+    result = subprocess.run(
+        command, cwd=ROOT, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    if result.returncode:
+        print(result.stdout, file=sys.stderr)
+    return result.returncode
 
 
 def drop_unused(folder: Path, kept: tuple[str, ...]) -> None:
