@@ -7,25 +7,19 @@ the one that Playwright has installed is used.
 
 from __future__ import annotations
 
-import functools
-import http.server
 import io
-import os
 import re
-import shutil
 import sys
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import yaml
+from chromium import FLAGS, find_chromium, serve
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILT = ROOT / "_build" / "html"
 OUTPUT = ROOT / "_build" / "pdf" / "generative-models-measured.pdf"
 TITLE = "Generative Models, Measured"
-FLAGS = ["--no-sandbox", "--disable-background-networking"]
 FOOTER = (
     '<div style="font-size: 7pt; width: 100%; text-align: center; font-family: sans-serif; color: #555">'
     '<span class="title"></span> · <span class="pageNumber"></span></div>'
@@ -39,33 +33,6 @@ def listed_pages() -> list[tuple[str | None, str]]:
     for part in contents["parts"]:
         pages += [(part["caption"], chapter["file"]) for chapter in part["chapters"]]
     return [(part, f"{file}.html") for part, file in pages]
-
-
-class _QuietHandler(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *args: object) -> None:
-        pass
-
-
-@contextmanager
-def serve(folder: Path) -> Iterator[str]:
-    """Serves a folder on this machine; gives the address."""
-    handler = functools.partial(_QuietHandler, directory=str(folder))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
-            thread.join()
-
-
-def find_chromium() -> str | None:
-    """Looks for Chromium: `$CHROMIUM`, then the usual names on the path."""
-    if named := os.environ.get("CHROMIUM"):
-        return named
-    names = ("chromium", "chromium-browser", "google-chrome")
-    return next((found for name in names if (found := shutil.which(name))), None)
 
 
 def print_pages(names: list[str]) -> Iterator[tuple[str, bytes]]:

@@ -1,17 +1,13 @@
 """The committed notebooks are in order, and the runner that writes them does what it says."""
 
-import importlib.util
 from pathlib import Path
 
 import nbformat
+import notebooks
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 ROOT = Path(__file__).resolve().parents[2]
-
-spec = importlib.util.spec_from_file_location("notebooks", ROOT / "book" / "tools" / "notebooks.py")
-notebooks = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(notebooks)
 
 CHAPTERS = notebooks.chapters()
 

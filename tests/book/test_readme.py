@@ -12,6 +12,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from chromium import find_chromium
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -228,7 +229,7 @@ def test_every_command_has_its_run():
 
 @pytest.mark.parametrize("command", RUNS)
 def test_command(command, copy):
-    if command == "make pdf" and not shutil.which(os.environ.get("CHROMIUM", "chromium")):
+    if command == "make pdf" and not find_chromium():
         if os.environ.get("CI"):
             pytest.fail("continuous integration has no Chromium")
         pytest.skip("make pdf prints with Chromium, which is not installed")
