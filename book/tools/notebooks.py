@@ -174,6 +174,7 @@ def execute(path: Path) -> nbformat.NotebookNode:
         kernel_name="python3",
         record_timing=False,
         store_widget_state=False,
+        coalesce_streams=True,
         resources={"metadata": {"path": str(BOOK)}},
     )
     # The kernel's own warning about unencrypted local sockets is no concern of the reader's.
