@@ -23,6 +23,10 @@ book: $(VENV)/.ready
 test: $(VENV)/.ready
 	@$(BIN)/python book/tools/checks.py
 
+# NumPy's BLAS and PyTorch each keep a pool of threads that wait by spinning: with two of each on two cores, the
+# small problems of a chapter take up to twice as long as with one of the former.
+lab notebooks: export OPENBLAS_NUM_THREADS ?= 1
+
 lab: $(VENV)/.ready
 	$(BIN)/jupyter lab --notebook-dir=book
 
