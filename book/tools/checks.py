@@ -13,6 +13,12 @@ BIN = Path(sys.executable).parent
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 PYTEST = [str(BIN / "python"), "-m", "pytest", "-q"]
 
+ON_THE_BUILT_BOOK = [
+    "tests/book/test_build.py",
+    "tests/book/test_browser.py",
+    "tests/book/test_readme.py",
+]
+
 STEPS: list[tuple[str, list[str], dict[str, str]]] = [
     ("lint", [str(BIN / "ruff"), "check", "."], {}),
     ("format", [str(BIN / "ruff"), "format", "--check", "."], {}),
@@ -24,12 +30,7 @@ STEPS: list[tuple[str, list[str], dict[str, str]]] = [
     ),
     (
         "notebook checks",
-        [
-            *PYTEST,
-            "tests/book",
-            "--ignore=tests/book/test_browser.py",
-            "--ignore=tests/book/test_build.py",
-        ],
+        [*PYTEST, "tests/book", *(f"--ignore={path}" for path in ON_THE_BUILT_BOOK)],
         {},
     ),
     (
@@ -53,11 +54,7 @@ STEPS: list[tuple[str, list[str], dict[str, str]]] = [
         ONE_THREAD,
     ),
     ("book build", [str(BIN / "python"), "book/tools/build.py"], {}),
-    (
-        "browser tests",
-        [*PYTEST, "tests/book/test_build.py", "tests/book/test_browser.py", "-rs"],
-        {},
-    ),
+    ("browser and README", [*PYTEST, *ON_THE_BUILT_BOOK, "-rs", "--durations=5"], {}),
 ]
 
 

@@ -43,11 +43,20 @@ def copy(tmp_path_factory) -> Path:
     return target
 
 
+# `make test` runs this test; the commands here must not know that they run below another make.
+ENVIRONMENT = {
+    key: value
+    for key, value in os.environ.items()
+    if key not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")
+}
+
+
 def make(folder: Path, *words: str, timeout: float = 280) -> subprocess.CompletedProcess:
     # --old-file: the environment is shared, so it must not be set up again whatever the copies' dates.
     return subprocess.run(
         ["make", "--old-file=.venv/.ready", *words],
         cwd=folder,
+        env=ENVIRONMENT,
         capture_output=True,
         text=True,
         timeout=timeout,
@@ -78,7 +87,7 @@ def start(folder: Path, *words: str, **env: str) -> subprocess.Popen:
     return subprocess.Popen(
         ["make", "--old-file=.venv/.ready", *words],
         cwd=folder,
-        env={**os.environ, **env},
+        env={**ENVIRONMENT, **env},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
