@@ -7,9 +7,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 OUTPUT = ROOT / "_build" / "html"
 # MathJax's package brings 24 MB, every way of reading and writing formulas in 15 languages. The pages use one script,
-# its fonts and, on a reader's wish, the parts that speak formulas aloud in English.
+# its fonts, the TeX extensions that it loads when a formula asks for them and, on a reader's wish, the parts that
+# speak formulas aloud in English.
 MATHJAX_KEPT = (
-    "tex-chtml-full.js",
+    "tex-chtml.js",
+    "input/tex/extensions/",
     "output/chtml/",
     "a11y/",
     "sre/mathmaps/base.json",
