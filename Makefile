@@ -41,7 +41,7 @@ pdf: book
 	$(BIN)/python book/tools/pdf.py
 
 bench: $(VENV)/.ready
-	$(BIN)/python -m pytest tests/bench --override-ini norecursedirs= -s
+	$(BIN)/python -m pytest tests/bench --override-ini "norecursedirs=.*" -s
 
 clean:
 	rm -rf _build build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache
