@@ -27,22 +27,23 @@ CHUNK = 4096
 
 
 def _covariance(name: str, sigma: Any, dim: int) -> np.ndarray:
-    """Checks a covariance and returns it exactly symmetric, in float64 on the CPU, in column order."""
-    s = as_float64(name, sigma, 2, "d, d").cpu()
+    """Checks a covariance and returns it, symmetric but for rounding, in float64 on the CPU, in column order."""
+    s = as_float64(name, sigma, 2, "d, d").cpu().numpy()
     if s.shape != (dim, dim):
         raise ValueError(
-            f"{name} must have the shape ({dim}, {dim}), as its mean says, got {tuple(s.shape)}."
+            f"{name} must have the shape ({dim}, {dim}), as its mean says, got {s.shape}."
         )
     # In strips, because subtracting a large transpose in one go misses the cache at every step.
-    strips = range(0, dim, 64)
-    asymmetry = max(float((s[i : i + 64] - s[:, i : i + 64].T).abs_().max()) for i in strips)
-    if asymmetry > 1e-5 * max(float(s.max()), -float(s.min())):
+    asymmetry = max(
+        float(np.abs(s[i : i + 64, i:] - s[i:, i : i + 64].T).max()) for i in range(0, dim, 64)
+    )
+    largest = max(float(s.max()), -float(s.min()))
+    if asymmetry > 1e-5 * largest:
         raise ValueError(f"{name} is not symmetric, so it is no covariance.")
-    if asymmetry > 0:
+    if asymmetry > 1e-12 * largest:  # below that it is rounding, and either triangle will do
         s = (s + s.T) / 2
-    return (
-        s.contiguous().numpy().T
-    )  # the transpose of a symmetric matrix costs nothing and suits LAPACK
+    # The transpose of a symmetric matrix costs nothing and suits LAPACK.
+    return np.ascontiguousarray(s).T
 
 
 def _factor(name: str, sigma: np.ndarray) -> np.ndarray:
@@ -52,13 +53,22 @@ def _factor(name: str, sigma: np.ndarray) -> np.ndarray:
     """
     factor, pivots, rank, _ = dpstrf(sigma, lower=1)
     lower = np.zeros((len(sigma), rank))
-    lower[pivots - 1] = np.tril(factor)[:, :rank]  # undo the pivoting: rows back to their places
-    # The factorisation also stops at the first pivot that is negative, so see whether anything is left.
-    residual = float(np.abs(sigma - lower @ lower.T).max())
-    if residual > 1e-5 * float(np.abs(sigma).max()):
+    lower[pivots - 1] = np.tril(factor[:, :rank])  # undo the pivoting: rows back to their places
+    # The factorisation also stops at the first pivot that is negative, so see whether anything is left. A
+    # hundred-thousandth of the largest entry is far above what float32 rounds away, at half the cost of float64.
+    scale = float(max(sigma.max(), -sigma.min())) or 1.0
+    part = (lower / scale**0.5).astype(np.float32)
+    rows = sigma.T  # the same numbers, as Σ is symmetric, in the order in which they lie
+    residual = max(
+        float(
+            np.abs(np.float32(rows[i : i + 128, i:] / scale) - part[i : i + 128] @ part[i:].T).max()
+        )
+        for i in range(0, len(rows), 128)  # strips small enough for the cache
+    )
+    if residual > 1e-5:
         raise ValueError(
             f"{name} is not positive semi-definite, so it is no covariance (its factorisation leaves "
-            f"{residual:g} over)."
+            f"{residual * scale:g} over)."
         )
     return lower
 

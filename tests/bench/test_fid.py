@@ -14,7 +14,7 @@ import scipy.linalg
 import torch
 from torchmetrics.image.fid import _compute_fid
 
-from companion.metrics import FeatureStatistics, fid, frechet_distance
+from companion.metrics import FeatureStatistics, frechet_distance
 
 DIM = 2048
 
@@ -66,13 +66,20 @@ def test_frechet_distance_at_2048_dimensions(gaussians, record_property, capsys)
     assert torchmetrics >= ours
 
 
-def test_fewer_samples_are_faster(gaussians):
+def test_fewer_samples_are_faster(gaussians, capsys):
     """500 samples in 2048 dimensions: factors of 499 columns, so no 2048-d eigenproblem at all."""
     generator = torch.Generator().manual_seed(0)
     few = [FeatureStatistics.of(torch.randn(500, DIM, generator=generator)) for _ in range(2)]
-    full, _ = seconds(lambda: frechet_distance(*gaussians), repeats=2)
-    short, _ = seconds(lambda: fid(*few), repeats=2)
-    assert short < full
+    low_rank = [statistic for part in few for statistic in (part.mean, part.covariance)]
+    full, short = [], []
+    for _ in range(5):  # in turns, so that whatever else the machine does meets both
+        full.append(seconds(lambda: frechet_distance(*gaussians), repeats=1)[0])
+        short.append(seconds(lambda: frechet_distance(*low_rank), repeats=1)[0])
+    with capsys.disabled():
+        print(
+            f"\nFréchet distance of rank 499: {min(short) / min(full):.2f} of the full rank's time"
+        )
+    assert min(short) < min(full)
 
 
 PEAK = """

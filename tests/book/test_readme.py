@@ -2,7 +2,6 @@
 
 import os
 import re
-import shlex
 import shutil
 import signal
 import socket
@@ -204,21 +203,11 @@ def run_test(copy):
 
 
 def run_bench(copy):
-    # The benchmarks take minutes; here they are collected by the very command that runs them.
     # What earlier tests leave behind must not keep it from starting.
     (copy / ".hypothesis").mkdir(exist_ok=True)
-    (line,) = [
-        part for part in make(copy, "--dry-run", "bench").stdout.splitlines() if "pytest" in part
-    ]
-    result = subprocess.run(
-        [*shlex.split(line), "--collect-only", "-q"],
-        cwd=copy,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    result = make(copy, "bench")
     assert result.returncode == 0, result.stdout
-    assert "tests/bench/" in result.stdout
+    assert re.search(r"\d+ passed", result.stdout)
 
 
 RUNS = {
