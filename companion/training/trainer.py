@@ -1,0 +1,414 @@
+"""The training loop that every model of the book goes through.
+
+It knows no model. An `Objective` brings the network and one or more phases, each with its parameters and its
+loss: a variational autoencoder has one phase, a GAN two. The loop takes care of the order of the data, noise,
+precision, gradient accumulation, clipping, the learning rate, the average of the weights and of several
+processes. All of its randomness is a function of the seed, the step and the phase, so a run that stops can go
+on exactly, and two processes do what one does.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from companion.data.images import ImageDataset
+from companion.devices import default_device
+from companion.randomness import Rows, Source, derive
+from companion.training.batches import BatchOrder
+from companion.training.ema import EMA
+from companion.training.settings import TrainingSettings, learning_rate_factor
+
+Batch = tuple[Tensor, ...]
+# Takes a batch and the randomness for its samples; returns means over the batch, among them "loss".
+Loss = Callable[[Batch, Source], Mapping[str, Tensor]]
+
+# Data sets up to this many bytes live on the device; larger ones are copied batch by batch.
+RESIDENT_BYTES = 4 * 2**30
+
+
+class DivergedError(FloatingPointError):
+    """The loss became NaN or infinite.
+
+    Attributes:
+        step: the step, counted from 1, at which that happened first.
+    """
+
+    def __init__(self, step: int) -> None:
+        super().__init__(
+            f"the loss is not finite at step {step}. Lower the learning rate, clip the gradient, or train in "
+            "32-true precision."
+        )
+        self.step = step
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One optimiser's turn in a step.
+
+    Attributes:
+        name: what it is called in logs and saved states.
+        parameters: what it trains; gradients are computed for nothing else.
+        loss: from a batch and its randomness to means over the samples, among them "loss".
+        learning_rate: the peak, where it differs from the settings'.
+        every: it takes its turn at every so many steps.
+    """
+
+    name: str
+    parameters: Sequence[nn.Parameter]
+    loss: Loss
+    learning_rate: float | None = None
+    every: int = 1
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What is to be trained.
+
+    Attributes:
+        network: everything with weights; this is what is saved.
+        phases: the turns of a step, in their order.
+        sample: draws images in [−1, 1] from a network (or its average), for the sample sheets; or None.
+    """
+
+    network: nn.Module
+    phases: tuple[Phase, ...]
+    sample: Callable[[nn.Module, int, Source], Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        names = [phase.name for phase in self.phases]
+        if not names or len(set(names)) < len(names):
+            raise ValueError(f"an objective needs phases with different names, got {names}.")
+        if all(phase.every > 1 for phase in self.phases):
+            raise ValueError("one phase at least must take its turn at every step (every=1).")
+
+
+def minimise(
+    network: nn.Module,
+    loss: Loss,
+    sample: Callable[[nn.Module, int, Source], Tensor] | None = None,
+) -> Objective:
+    """Returns the ordinary objective: one loss, for all parameters of one network."""
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    return Objective(network, (Phase("loss", parameters, loss),), sample)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What one step did.
+
+    Attributes:
+        step: its number, from 1.
+        total: number of steps of the training.
+        learning_rate: the factor of the schedule times the settings' rate.
+        values: what the losses returned, detached; with several phases as "phase/name".
+    """
+
+    step: int
+    total: int
+    learning_rate: float
+    values: dict[str, Tensor] = field(repr=False)
+
+    @property
+    def loss(self) -> float:
+        """The loss as a number (of the first phase, if there are several)."""
+        return float(next(v for k, v in self.values.items() if k.split("/")[-1] == "loss"))
+
+    def __getitem__(self, name: str) -> float:
+        return float(self.values[name])
+
+
+def _share(fabric: Fabric, settings: TrainingSettings) -> int:
+    """Returns how many samples each process works on at a time."""
+    parts = fabric.world_size * settings.accumulate
+    if settings.batch_size % parts:
+        raise ValueError(
+            f"batch_size is {settings.batch_size}, which {fabric.world_size} processes × {settings.accumulate} "
+            f"accumulated parts do not divide; choose a multiple of {parts}."
+        )
+    return settings.batch_size // parts
+
+
+def _average_gradients(fabric: Fabric, parameters: Sequence[nn.Parameter]) -> None:
+    """Replaces every gradient by its mean over the processes, in one message for each data type."""
+    by_type: dict[torch.dtype, list[Tensor]] = {}
+    for parameter in parameters:
+        if parameter.grad is not None:
+            by_type.setdefault(parameter.grad.dtype, []).append(parameter.grad)
+    for gradients in by_type.values():
+        together = torch.cat([g.flatten() for g in gradients])
+        together = fabric.all_reduce(together, reduce_op="mean")
+        parts = together.split([g.numel() for g in gradients])
+        for gradient, part in zip(gradients, parts, strict=True):
+            gradient.copy_(part.view(gradient.shape))
+
+
+class Trainer:
+    """Trains an objective; iterating over it takes one step at a time.
+
+    The visible loop is the caller's own:
+
+        trainer = Trainer(minimise(model, loss), data, TrainingSettings(steps=500))
+        for progress in trainer:
+            ...
+
+    Args:
+        objective: the network and its losses.
+        data: a dataset, whose batches are (bytes, labels), or tensors of equal length.
+        settings: how to train.
+        fabric: where to train, as `launch` gives it; by default one process on the default device.
+
+    Raises:
+        ValueError: if the data are fewer than a batch, differ in length, or the batch cannot be divided among
+            the processes.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        data: ImageDataset | Sequence[Tensor],
+        settings: TrainingSettings,
+        fabric: Fabric | None = None,
+    ) -> None:
+        self.objective, self.settings = objective, settings
+        self.fabric = fabric or Fabric(
+            accelerator=default_device().type, devices=1, precision=settings.precision
+        )
+        device = self.fabric.device
+        tensors = (data.images, data.labels) if isinstance(data, ImageDataset) else tuple(data)
+        if len({len(t) for t in tensors}) != 1:
+            raise ValueError(f"the data differ in length: {[len(t) for t in tensors]}.")
+        self._share = _share(self.fabric, settings)
+        resident = sum(t.nbytes for t in tensors) <= RESIDENT_BYTES
+        self._data = tuple(t.to(device) if resident else t for t in tensors)
+        self._order = BatchOrder(
+            len(tensors[0]), settings.batch_size, settings.seed, self._data[0].device
+        )
+        network = objective.network.to(device)
+        if settings.channels_last:
+            network.to(memory_format=torch.channels_last)
+        if self._many:
+            for tensor in (*network.parameters(), *network.buffers()):
+                # All processes begin with the weights of the first.
+                tensor.data.copy_(self.fabric.broadcast(tensor.data, src=0))
+        self._optimisers = {p.name: self._optimiser(p) for p in objective.phases}
+        self.ema = EMA(network, settings.ema) if settings.ema else None
+        if settings.compile:
+            # In place, so that the names of the weights stay; each part on its own, as losses call the parts.
+            for part in network.children():
+                part.compile()
+        self.step = 0
+        self._first_bad = torch.zeros((), dtype=torch.int64, device=device)
+        # Reading a number back from a GPU makes it wait, so there it is done now and then.
+        self._check_every = 1 if device.type == "cpu" else 20
+
+    @property
+    def _many(self) -> bool:
+        return self.fabric.world_size > 1
+
+    @property
+    def network(self) -> nn.Module:
+        """The network that should be used: the average of the weights, where there is one."""
+        return self.ema.network if self.ema else self.objective.network
+
+    def _optimiser(self, phase: Phase) -> torch.optim.Optimizer:
+        s = self.settings
+        return torch.optim.AdamW(
+            list(phase.parameters),
+            lr=phase.learning_rate or s.learning_rate,
+            betas=(s.beta1, s.beta2),
+            weight_decay=s.weight_decay,
+            fused=True,
+        )
+
+    def _rows(self, part: int) -> tuple[int, int]:
+        start = (self.fabric.global_rank * self.settings.accumulate + part) * self._share
+        return start, start + self._share
+
+    def _batch(self, start: int, stop: int) -> Batch:
+        indices = self._order.indices(self.step)[start:stop]
+        batch = tuple(t[indices] for t in self._data)
+        device = self.fabric.device
+        if batch[0].device != device:
+            batch = tuple(t.pin_memory().to(device, non_blocking=True) for t in batch)
+        return batch
+
+    def _turn(self, phase: Phase, factor: float) -> dict[str, Tensor]:
+        """Lets one phase take its turn: gradients over all parts, their mean over the processes, one update."""
+        optimiser, parts = self._optimisers[phase.name], self.settings.accumulate
+        optimiser.zero_grad(set_to_none=True)
+        alone = len(self.objective.phases) == 1
+        sums: dict[str, Tensor] = {}
+        for part in range(parts):
+            start, stop = self._rows(part)
+            noise = derive(self.settings.seed, phase.name, self.step, device=self.fabric.device)
+            source = Rows(noise, start, stop, self.settings.batch_size)
+            with self.fabric.autocast():
+                values = phase.loss(self._batch(start, stop), source)
+            inputs = None if alone else list(phase.parameters)
+            (values["loss"] / parts).backward(inputs=inputs)
+            for name, value in values.items():
+                mean = value.detach() / parts
+                sums[name] = sums[name] + mean if name in sums else mean
+        if self._many:
+            _average_gradients(self.fabric, phase.parameters)
+        if self.settings.clip:
+            nn.utils.clip_grad_norm_(phase.parameters, self.settings.clip)
+        for group in optimiser.param_groups:
+            group["lr"] = factor * (phase.learning_rate or self.settings.learning_rate)
+        optimiser.step()
+        return sums
+
+    @contextlib.contextmanager
+    def _global_randomness(self) -> Iterator[None]:
+        """Layers such as dropout draw from torch's global generator: here a function of seed, step and process."""
+        device = self.fabric.device
+        # Not torch.manual_seed: on a machine without CUDA each call of it queues a note for a later start of CUDA.
+        generators = [torch.default_generator]
+        if device.type == "cuda":
+            generators.append(torch.cuda.default_generators[device.index or 0])
+        before = [generator.get_state() for generator in generators]
+        rank = self.fabric.global_rank
+        seed = derive(self.settings.seed, "layers", self.step, rank).initial_seed()
+        try:
+            for generator in generators:
+                generator.manual_seed(seed)
+            yield
+        finally:
+            for generator, state in zip(generators, before, strict=True):
+                generator.set_state(state)
+
+    def advance(self) -> Progress:
+        """Takes one step.
+
+        Raises:
+            DivergedError: if a loss is not finite; on a GPU up to 20 steps later, with the number of the first.
+        """
+        factor = learning_rate_factor(self.step, self.settings)
+        values: dict[str, Tensor] = {}
+        self.objective.network.train()
+        with self._global_randomness():
+            for phase in self.objective.phases:
+                if self.step % phase.every:
+                    continue
+                alone = len(self.objective.phases) == 1
+                for name, value in self._turn(phase, factor).items():
+                    values[name if alone else f"{phase.name}/{name}"] = value
+        self.step += 1
+        if self.ema:
+            self.ema.update(self.objective.network)
+        for name, value in values.items():
+            if name.split("/")[-1] == "loss":
+                bad = ~torch.isfinite(value) & (self._first_bad == 0)
+                self._first_bad = torch.where(bad, self.step, self._first_bad)
+        if self.step % self._check_every == 0 or self.step == self.settings.steps:
+            self.check()
+        return Progress(
+            self.step, self.settings.steps, factor * self.settings.learning_rate, values
+        )
+
+    def check(self) -> None:
+        """Raises `DivergedError` if a loss of any process has not been finite so far."""
+        first = self._first_bad
+        if self._many:
+            # The earliest over the processes; 0 means none.
+            first = torch.where(first == 0, torch.iinfo(torch.int64).max, first)
+            first = -self.fabric.all_reduce(-first, reduce_op="max")
+            first = torch.where(first == torch.iinfo(torch.int64).max, 0, first)
+        if int(first):
+            raise DivergedError(int(first))
+
+    def __iter__(self) -> Iterator[Progress]:
+        """Takes the steps that remain, yielding after each; afterwards the network is in evaluation mode."""
+        while self.step < self.settings.steps:
+            yield self.advance()
+        self.objective.network.eval()
+
+    def mean(self, values: Mapping[str, Tensor]) -> dict[str, float]:
+        """Returns values as numbers, averaged over the processes; all of them must call it."""
+        if not values:
+            return {}
+        together = torch.stack([v.float() for v in values.values()])
+        if self._many:
+            together = self.fabric.all_reduce(together, reduce_op="mean")
+        return dict(zip(values, together.tolist(), strict=True))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns all that the next step depends on.
+
+        Random states are not among it, as they are functions of seed, step and process.
+        """
+        return {
+            "step": self.step,
+            "network": self.objective.network.state_dict(),
+            "ema": None
+            if self.ema is None
+            else {"updates": self.ema.updates, "network": self.ema.network.state_dict()},
+            "optimisers": {name: o.state_dict() for name, o in self._optimisers.items()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes over what `state_dict` returned.
+
+        Raises:
+            ValueError: if the state is of other networks or phases.
+        """
+        if set(state["optimisers"]) != set(self._optimisers) or (state["ema"] is None) != (
+            self.ema is None
+        ):
+            raise ValueError(
+                f"the saved state has the phases {sorted(state['optimisers'])} and "
+                f"{'no ' if state['ema'] is None else 'an '}average of the weights, which is not what this "
+                "recipe trains; use the settings of the run, or another folder."
+            )
+        try:
+            self.objective.network.load_state_dict(state["network"])
+            if self.ema:
+                self.ema.network.load_state_dict(state["ema"]["network"])
+                self.ema.updates = state["ema"]["updates"]
+        except RuntimeError as error:
+            raise ValueError(f"the saved weights are of another network: {error}") from error
+        for name, optimiser in self._optimisers.items():
+            optimiser.load_state_dict(state["optimisers"][name])
+            for parameter, moments in optimiser.state.items():
+                for key, value in moments.items():
+                    if isinstance(value, Tensor) and value.shape == parameter.shape and value.ndim:
+                        # The fused update walks through memory, so the order there must be the parameter's.
+                        moments[key] = torch.empty_like(parameter).copy_(value)
+        self.step = state["step"]
+        self._first_bad.zero_()
+
+
+def train(
+    network: nn.Module,
+    loss: Loss,
+    data: ImageDataset | Sequence[Tensor],
+    settings: TrainingSettings,
+    *,
+    every: int = 0,
+    show: Callable[[Progress], object] | None = None,
+) -> list[float]:
+    """Trains one network by one loss in this process: the short form, for notebooks.
+
+    Args:
+        network: trained in place, and left in evaluation mode.
+        loss: from a batch and its randomness to means over the samples, among them "loss".
+        data: a dataset, or tensors of equal length.
+        settings: how to train.
+        every: call `show` after every so many steps; 0 never.
+        show: receives the progress.
+
+    Returns:
+        The loss of every step.
+    """
+    trainer = Trainer(minimise(network, loss), data, settings)
+    losses = []
+    for progress in trainer:
+        losses.append(progress.loss)
+        if every and show and progress.step % every == 0:
+            show(progress)
+    return losses
