@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from chapter_numbers import chapter_number
 
 ROOT = Path(__file__).resolve().parents[2]
 # Elements that make a browser fetch what they name.
@@ -159,17 +160,24 @@ def test_every_page_of_the_contents_is_built_under_its_title(pages):
         assert not re.match(r"\d\d-|<no title>", title), f"{file} has the title {title!r}"
 
 
-def test_chapters_are_numbered_in_the_order_of_their_files(site):
+def test_chapters_have_the_numbers_of_their_files(site):
     contents = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
     numbered = [
         c["file"] for part in contents["parts"] if part.get("numbered") for c in part["chapters"]
     ]
-    for number, file in enumerate(numbered, start=1):
-        assert file.startswith(f"book/{number:02d}-"), f"{file} is chapter {number}"
+    numbers = [chapter_number(file) for file in numbered]
+    assert numbers == sorted(set(numbers)), "the chapters are not in their order"
+    front = (site / "book" / "index.html").read_text(encoding="utf-8")
+    for number, file in zip(numbers, numbered, strict=True):
         page = (site / f"{file}.html").read_text(encoding="utf-8")
         heading = re.search(r'<h1><span class="section-number">(.*?)</span>', page)
         assert heading, f"{file}: the heading has no number"
         assert heading[1].strip() == f"{number}.", f"{file}: the heading says {heading[1]}"
+        sections = set(re.findall(r'<h2><span class="section-number">(\d+)\.', page))
+        assert sections == {str(number)}, f"{file}: its sections are numbered {sections}"
+        link = re.search(rf'href="{file.removeprefix("book/")}.html">(\d+)\. ', front)
+        assert link, f"{file}: not among the numbered contents"
+        assert int(link[1]) == number, f"{file}: the contents say {link[1]}"
 
 
 def test_the_root_leads_to_the_front_page(site):
