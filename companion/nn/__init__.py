@@ -1,4 +1,4 @@
-"""Layers that several models share: attention and the causal transformer."""
+"""Layers that several models share: attention, the causal transformer, convolutional encoder and decoder."""
 
 from companion.nn.attention import (
     CausalSelfAttention,
@@ -9,11 +9,14 @@ from companion.nn.attention import (
     merge_heads,
     split_heads,
 )
+from companion.nn.convolutional import ConvDecoder, ConvEncoder
 from companion.nn.transformer import CausalTransformer, TransformerConfig
 
 __all__ = [
     "CausalSelfAttention",
     "CausalTransformer",
+    "ConvDecoder",
+    "ConvEncoder",
     "KeyValueCache",
     "TransformerConfig",
     "attend",
