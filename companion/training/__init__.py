@@ -1,7 +1,7 @@
 """Loops that train networks; they import no model."""
 
 from companion.training.batches import BatchOrder
-from companion.training.classifier import accuracy, fit_classifier, random_affine
+from companion.training.classifier import accuracy, random_affine
 from companion.training.ema import EMA
 from companion.training.settings import TrainingSettings, learning_rate_factor
 from companion.training.trainer import (
@@ -26,7 +26,6 @@ __all__ = [
     "Trainer",
     "TrainingSettings",
     "accuracy",
-    "fit_classifier",
     "learning_rate_factor",
     "minimise",
     "random_affine",
