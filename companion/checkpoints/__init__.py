@@ -12,7 +12,6 @@ import importlib
 import json
 import os
 import platform
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from importlib import metadata
@@ -26,6 +25,7 @@ from safetensors.torch import save as serialise
 from torch import nn
 
 from companion.errors import unknown_name
+from companion.files import write_atomically
 
 __all__ = [
     "Card",
@@ -114,21 +114,6 @@ def _weights_path(name: str | Path) -> Path:
     return SHIPPED / f"{text}.safetensors"
 
 
-def _write_atomically(path: Path, content: bytes) -> None:
-    # A reader sees the old file or the new one, never half of one, even if we are killed here.
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
 def half_precision(model: nn.Module) -> dict[str, torch.Tensor]:
     """Returns the network's state with every floating-point tensor in float16, on the CPU.
 
@@ -178,8 +163,8 @@ def save_checkpoint(model: nn.Module, card: Card, directory: str | Path) -> Card
         sha256=hashlib.sha256(content).hexdigest(),
     )
     text = json.dumps(asdict(card), indent=2, allow_nan=False) + "\n"
-    _write_atomically(directory / f"{card.name}.safetensors", content)
-    _write_atomically(directory / f"{card.name}.json", text.encode())
+    write_atomically(directory / f"{card.name}.safetensors", content)
+    write_atomically(directory / f"{card.name}.json", text.encode())
     return card
 
 
