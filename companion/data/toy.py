@@ -351,6 +351,9 @@ def _log_mixture(
     logs = []
     for block in x.split(max(1, BLOCK // len(centres))):
         exponent = torch.addmm(offset, block, slope)
+        if exponent.requires_grad:  # the gradient needs what the quicker way below overwrites
+            logs.append(exponent.logsumexp(dim=1))
+            continue
         largest = exponent.amax(dim=1, keepdim=True)
         logs.append(exponent.sub_(largest).exp_().sum(dim=1).log() + largest[:, 0])
     return torch.cat(logs) + outside if logs else outside

@@ -1,4 +1,4 @@
-"""Layers that several models share: attention, the causal transformer, convolutional encoder and decoder."""
+"""Layers that several models share: attention, causal and two-way transformers, convolutional encoder and decoder."""
 
 from companion.nn.attention import (
     CausalSelfAttention,
@@ -10,6 +10,7 @@ from companion.nn.attention import (
     split_heads,
 )
 from companion.nn.convolutional import ConvDecoder, ConvEncoder
+from companion.nn.encoder import EncoderBlock, SelfAttention
 from companion.nn.transformer import CausalTransformer, TransformerConfig
 
 __all__ = [
@@ -17,7 +18,9 @@ __all__ = [
     "CausalTransformer",
     "ConvDecoder",
     "ConvEncoder",
+    "EncoderBlock",
     "KeyValueCache",
+    "SelfAttention",
     "TransformerConfig",
     "attend",
     "attention_weights",

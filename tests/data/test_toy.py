@@ -340,3 +340,16 @@ def test_without_a_twist_the_wheel_is_a_mixture():
     x = torch.randn(50, 2, generator=generator(), dtype=torch.float64)
     torch.testing.assert_close(wheel.log_prob(x), ring.log_prob(x))
     torch.testing.assert_close(wheel.responsibilities(x), ring.responsibilities(x))
+
+
+@pytest.mark.parametrize("density", WIDE, ids=named)
+def test_gradients_are_those_of_finite_differences(density):
+    points = density.sample(20, generator(4)).double().requires_grad_()
+    values = density.log_prob(points)
+    torch.testing.assert_close(values, density.log_prob(points.detach()))
+    (gradient,) = torch.autograd.grad(values.sum(), points)
+    for axis in range(2):
+        shift = torch.zeros(2, dtype=torch.float64)
+        shift[axis] = 1e-5
+        above, below = (density.log_prob(points.detach() + s * shift) for s in (1, -1))
+        torch.testing.assert_close(gradient[:, axis], (above - below) / 2e-5, rtol=1e-5, atol=1e-5)

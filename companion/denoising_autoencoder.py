@@ -1,0 +1,384 @@
+"""Denoising autoencoders: corrupt, reconstruct the clean image, and read the score off the residual.
+
+References:
+    Vincent et al., Extracting and Composing Robust Features with Denoising Autoencoders, 2008: the model, masking.
+    Vincent et al., Stacked Denoising Autoencoders, 2010: Gaussian and salt-and-pepper corruption.
+    Vincent, A Connection Between Score Matching and Denoising Autoencoders, 2011: denoising score matching.
+    Alain & Bengio, What Regularized Auto-Encoders Learn from the Data-Generating Distribution, 2014:
+        (r(x) − x)/σ² → ∇ log p(x) as σ → 0.
+    Robbins, 1956, and Miyasawa, 1961 (Tweedie's formula): E[x | x̃] = x̃ + σ² ∇ log p_σ(x̃), for every σ.
+    Kadkhodaie & Simoncelli, Solving Linear Inverse Problems Using the Prior Implicit in a Denoiser, 2021: one
+        denoiser for all noise levels that is not told the level.
+
+Which score: for Gaussian noise, (r(x̃) − x̃)/σ² of the optimal r is *exactly* the score of the noised density
+p_σ = p * N(0, σ²I), and the score of p itself only in the limit σ → 0, where learning it becomes hopeless.
+
+Deviations: no greedy training layer by layer, no tied weights; encoder and decoder are those of the convolutional
+autoencoder, so that the corruption is the only difference between the two.
+
+Shapes: `n` samples; images are "n c h w" in [−1, 1]; points are "n d".
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from companion.errors import unknown_name
+from companion.nn.convolutional import ConvDecoder, ConvEncoder
+from companion.randomness import Source, normal, uniform
+
+Amount = float | int | Float[Tensor, " n"]
+
+
+# --- corruptions -----------------------------------------------------------------------------------------
+
+
+def _column(amount: Amount, x: Tensor) -> Tensor:
+    """Shapes one number, or one for each sample, so that it multiplies samples."""
+    amount = torch.as_tensor(amount, dtype=x.dtype, device=x.device)
+    return amount.reshape(-1, *[1] * (x.ndim - 1))
+
+
+def _chosen(x: Float[Tensor, "n *d"], share: Amount, source: Source) -> Bool[Tensor, "n *m"]:
+    """Chooses the share of each sample's pixels (of all channels together) or coordinates, the exact number."""
+    if not (isinstance(share, Tensor) or 0 <= share <= 1):
+        raise ValueError(f"share is {share}: choose a share of the pixels in [0, 1]")
+    shape = (len(x), 1, *x.shape[2:]) if x.ndim == 4 else tuple(x.shape)
+    drawn = uniform(shape, source, x.device).flatten(1)
+    count = (_column(share, drawn) * drawn.shape[1]).round()
+    # The rank of a uniform number among its fellows is a random permutation.
+    return (drawn.argsort(dim=1).argsort(dim=1) < count).reshape(shape)
+
+
+def gaussian_noise(
+    x: Float[Tensor, "n *d"], sigma: Amount, source: Source
+) -> Float[Tensor, "n *d"]:
+    """Adds independent Gaussian noise of standard deviation sigma, one for all or one for each sample."""
+    return x + _column(sigma, x) * normal(tuple(x.shape), source, x.device).to(x.dtype)
+
+
+def masking_noise(
+    x: Float[Tensor, "n *d"], share: Amount, source: Source, value: float | int = -1.0
+) -> Float[Tensor, "n *d"]:
+    """Sets a share of the pixels, the same number in each image, to a value (by default the black of [−1, 1]).
+
+    Vincent et al. (2008), section 2.3; an image of several channels loses whole pixels.
+
+    Raises:
+        ValueError: if the share does not lie in [0, 1].
+    """
+    return torch.where(_chosen(x, share, source), x.new_tensor(float(value)), x)
+
+
+def salt_and_pepper_noise(
+    x: Float[Tensor, "n *d"],
+    share: Amount,
+    source: Source,
+    low: float | int = -1.0,
+    high: float | int = 1.0,
+) -> Float[Tensor, "n *d"]:
+    """Sets a share of the pixels, the same number in each image, to the lowest or highest value by a fair coin.
+
+    Raises:
+        ValueError: if the share does not lie in [0, 1].
+    """
+    chosen = _chosen(x, share, source)
+    heads = uniform(tuple(chosen.shape), source, x.device) < 0.5
+    grain = torch.where(heads, x.new_tensor(float(low)), x.new_tensor(float(high)))
+    return torch.where(chosen, grain, x)
+
+
+CORRUPTIONS: dict[str, Callable[[Tensor, Amount, Source], Tensor]] = {
+    "gaussian": gaussian_noise,
+    "masking": masking_noise,
+    "salt-and-pepper": salt_and_pepper_noise,
+}
+
+
+def corrupt(
+    x: Float[Tensor, "n *d"], kind: str, amount: Amount, source: Source
+) -> Float[Tensor, "n *d"]:
+    """Corrupts by name: "gaussian" (amount: standard deviation), "masking" or "salt-and-pepper" (share).
+
+    Raises:
+        ValueError: for an unknown name, or a share outside [0, 1].
+    """
+    if kind not in CORRUPTIONS:
+        raise unknown_name("corruption", kind, CORRUPTIONS)
+    return CORRUPTIONS[kind](x, amount, source)
+
+
+# --- from the denoiser to the score to samples --------------------------------------------------------------
+
+
+def residual_score(
+    denoised: Float[Tensor, "n *d"], x: Float[Tensor, "n *d"], sigma: Amount
+) -> Float[Tensor, "n *d"]:
+    """Returns (r(x) − x)/σ², the score of the noised density p_σ at x where r is the optimal denoiser."""
+    return (denoised - x) / _column(sigma, x) ** 2
+
+
+@torch.no_grad()
+def langevin(
+    score: Callable[[Tensor], Tensor],
+    x: Float[Tensor, "n *d"],
+    *,
+    step: float | int,
+    steps: int,
+    source: Source,
+    callback: Callable[[int, Tensor], object] | None = None,
+) -> Float[Tensor, "n *d"]:
+    """Runs the unadjusted Langevin chain x ← x + η s(x) + √(2η) z, z normal, for all samples at once.
+
+    Its stationary law tends to the density whose score is s as η → 0. At a finite η it is biased: on a normal
+    law of variance v the chain's variance becomes v/(1 − η/(2v)), and from η = 2v on it diverges.
+
+    Args:
+        score: maps a batch of states to the gradients of the log-density there.
+        x: the first states.
+        step: η, in units of x².
+        steps: how many.
+        source: of the normal numbers.
+        callback: receives the number of steps done and the states, after each.
+
+    Raises:
+        ValueError: if the step is not positive or the number of steps is negative.
+    """
+    if not step > 0 or steps < 0:
+        raise ValueError(
+            f"step is {step} and steps is {steps}: a chain needs a positive step, and steps of 0 or more"
+        )
+    for k in range(steps):
+        z = normal(tuple(x.shape), source, x.device).to(x.dtype)
+        x = x + step * score(x) + math.sqrt(2 * step) * z
+        if callback:
+            callback(k + 1, x)
+    return x
+
+
+def noise_levels(highest: float | int, lowest: float | int, count: int) -> Float[Tensor, " count"]:
+    """Returns noise levels from the highest to the lowest, each the same fraction of the one before."""
+    return torch.logspace(math.log10(highest), math.log10(lowest), count)
+
+
+@torch.no_grad()
+def sample_through_levels(
+    denoise: Callable[[Tensor, float], Tensor],
+    x: Float[Tensor, "n *d"],
+    sigmas: Float[Tensor, " m"],
+    source: Source,
+    callback: Callable[[int, Tensor, Tensor], object] | None = None,
+) -> Float[Tensor, "n *d"]:
+    """Walks from much noise to none, denoising a little at each level.
+
+    If x has noise σ and the clean image were r, then the same image at a lower noise σ' would be normal with mean
+    r + (σ'/σ)² (x − r) and variance σ'² (1 − (σ'/σ)²). Each step draws from that law, with the denoised image in
+    the place of r; the last returns the denoised image. This is the ancestral sampler of diffusion models
+    in their variance-exploding form.
+
+    Args:
+        denoise: from noisy samples and their noise level to denoised ones.
+        x: the first states, with noise of level sigmas[0].
+        sigmas: falling noise levels, all positive.
+        source: of the normal numbers.
+        callback: receives the number of levels done, the states and the denoised samples, after each.
+    """
+    values = sigmas.tolist()
+    for k, sigma in enumerate(values):
+        r = denoise(x, sigma)
+        if k + 1 == len(values):
+            x = r
+        else:
+            ratio = (values[k + 1] / sigma) ** 2
+            z = normal(tuple(x.shape), source, x.device).to(x.dtype)
+            x = r + ratio * (x - r) + values[k + 1] * math.sqrt(1 - ratio) * z
+        if callback:
+            callback(k + 1, x, r)
+    return x
+
+
+# --- networks ------------------------------------------------------------------------------------------------
+
+
+def _levels(n: int, low: float, high: float, source: Source, like: Tensor) -> Tensor:
+    """Draws one amount for each sample, uniform on a logarithmic scale; all equal if there is no range."""
+    if low == high:
+        return like.new_full((n,), low)
+    u = uniform((n,), source, like.device).to(like.dtype)
+    return low * (high / low) ** u
+
+
+class MLPDenoiser(nn.Module):
+    """A denoiser of points that is told the noise level: r(x, σ) = x + σ f(x/√(1 + σ²), log σ), f a perceptron.
+
+    Its score is f/σ. The loss is the squared error divided by σ², so that no level drowns the others; where
+    there is only one level this is the plain squared error in another unit.
+
+    Args:
+        dimensions: numbers a point.
+        width: units of a hidden layer.
+        depth: hidden layers.
+        sigma_min: lowest noise level in training.
+        sigma_max: highest noise level in training; the same as the lowest for an ordinary denoising autoencoder.
+
+    Raises:
+        ValueError: unless 0 < sigma_min <= sigma_max.
+    """
+
+    def __init__(
+        self,
+        dimensions: int = 2,
+        width: int = 128,
+        depth: int = 3,
+        sigma_min: float | int = 0.1,
+        sigma_max: float | int = 0.1,
+    ) -> None:
+        super().__init__()
+        if not 0 < sigma_min <= sigma_max:
+            raise ValueError(
+                f"sigma_min is {sigma_min} and sigma_max {sigma_max}: noise levels must be positive and rising"
+            )
+        self.sigma_min, self.sigma_max = float(sigma_min), float(sigma_max)
+        layers: list[nn.Module] = []
+        for i in range(depth):
+            layers += [nn.Linear(width if i else dimensions + 1, width), nn.SiLU()]
+        self.f = nn.Sequential(*layers, nn.Linear(width, dimensions))
+
+    def forward(self, x: Float[Tensor, "n d"], sigma: Amount) -> Float[Tensor, "n d"]:
+        """Returns the estimate of the clean points.
+
+        Args:
+            x: noisy points.
+            sigma: their noise level, one for all or one for each.
+        """
+        sigma = _column(sigma, x)
+        scaled = torch.cat([x / (1 + sigma**2).sqrt(), sigma.log().expand(len(x), 1)], dim=1)
+        return x + sigma * self.f(scaled)
+
+    def score(self, x: Float[Tensor, "n d"], sigma: Amount) -> Float[Tensor, "n d"]:
+        """Returns (r(x) − x)/σ², the estimate of ∇ log p_σ(x), the *noised* density's score."""
+        return residual_score(self(x, sigma), x, sigma)
+
+    def loss(self, x: Float[Tensor, "n d"], source: Source) -> dict[str, Float[Tensor, ""]]:
+        """Returns the mean of |r(x̃, σ) − x|²/(σ² d), for noise that is drawn here."""
+        sigma = _levels(len(x), self.sigma_min, self.sigma_max, source, x)
+        noisy = gaussian_noise(x, sigma, source)
+        error = (self(noisy, sigma).float() - x) / _column(sigma, x)
+        return {"loss": error.square().mean()}
+
+
+class DenoisingAutoencoder(nn.Module):
+    """A convolutional autoencoder of images that is trained on corrupted inputs and clean targets.
+
+    With a range of amounts the network learns all of them at once, without being told which one it sees: an image of
+    hundreds of pixels shows how noisy it is. Such a network can be sampled from. With the amount 0 it is the plain
+    autoencoder.
+
+    Args:
+        channels: of the images.
+        size: their side, such as 28, 32 or 64.
+        width: channels of the first feature map.
+        latent: numbers in the bottleneck.
+        corruption: "gaussian", "masking" or "salt-and-pepper".
+        amount: standard deviation of the Gaussian noise, or share of the pixels.
+        amount_max: if given, each training image draws its amount between the two, uniform on a logarithmic scale.
+
+    Raises:
+        ValueError: for an unknown corruption, or amounts that make no sense.
+    """
+
+    def __init__(
+        self,
+        channels: int = 1,
+        size: int = 28,
+        width: int = 16,
+        latent: int = 32,
+        corruption: str = "gaussian",
+        amount: float | int = 0.5,
+        amount_max: float | int | None = None,
+    ) -> None:
+        super().__init__()
+        if corruption not in CORRUPTIONS:
+            raise unknown_name("corruption", corruption, CORRUPTIONS)
+        low, high = float(amount), float(amount if amount_max is None else amount_max)
+        if low < 0 or high < low or (high > low == 0) or (corruption != "gaussian" and high > 1):
+            raise ValueError(
+                f"amounts from {low:g} to {high:g} of {corruption} noise make no sense: they must be 0 or more, a "
+                "range must rise from a positive number, and a share cannot exceed 1"
+            )
+        self.channels, self.size, self.width, self.latent = channels, size, width, latent
+        self.corruption, self.amount, self.amount_max = corruption, low, high
+        self.encoder = ConvEncoder(channels, size, width, latent)
+        self.decoder = ConvDecoder(latent, channels, size, width)
+
+    def encode(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n latent"]:
+        """Returns the codes of images, clean or not."""
+        return self.encoder(x)
+
+    def decode(self, z: Float[Tensor, "n latent"]) -> Float[Tensor, "n c h w"]:
+        """Returns the images of codes; means, which may leave [−1, 1] a little."""
+        return self.decoder(z)
+
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
+        """Returns the estimate of the clean images, r(x̃) in the papers."""
+        return self.decode(self.encode(x))
+
+    def corrupt(self, x: Float[Tensor, "n c h w"], source: Source) -> Float[Tensor, "n c h w"]:
+        """Corrupts images as in training."""
+        amount = _levels(len(x), self.amount, self.amount_max, source, x)
+        return corrupt(x, self.corruption, amount, source)
+
+    def loss(self, x: Float[Tensor, "n c h w"], source: Source) -> dict[str, Float[Tensor, ""]]:
+        """Returns the mean squared error per pixel against the *clean* images.
+
+        Args:
+            x: clean images in [−1, 1].
+            source: of the corruption.
+        """
+        error = self(self.corrupt(x, source)).float() - x
+        return {"loss": error.square().mean()}
+
+    def score(self, x: Float[Tensor, "n c h w"], sigma: Amount) -> Float[Tensor, "n c h w"]:
+        """Returns (r(x) − x)/σ², the estimate of ∇ log p_σ(x), the *noised* density's score.
+
+        Raises:
+            ValueError: if the corruption is not Gaussian; Tweedie's formula holds for no other here.
+        """
+        if self.corruption != "gaussian":
+            raise ValueError(
+                f"a denoiser of {self.corruption} noise gives no score: train one with Gaussian noise"
+            )
+        return residual_score(self(x), x, sigma)
+
+    @torch.no_grad()
+    def sample(
+        self, n: int, source: Source, levels: int = 100, background: float | int = -1.0
+    ) -> Float[Tensor, "n c h w"]:
+        """Draws images by walking from the highest noise level of the training to the lowest.
+
+        Args:
+            n: how many.
+            source: of the first noise and of the noise between the levels.
+            levels: how many noise levels the walk has.
+            background: the walk starts from this value plus noise. At a finite highest level the noise does not
+                drown the images' mean, so that the right start is near it; for digits that is the empty page.
+
+        Returns:
+            Images cut to [−1, 1].
+
+        Raises:
+            ValueError: if the network was not trained with Gaussian noise of a range of levels.
+        """
+        if self.corruption != "gaussian" or not self.amount_max > self.amount:
+            raise ValueError(
+                f"this network was trained on {self.corruption} noise of the amount {self.amount:g} alone: sampling "
+                "needs Gaussian noise and a range, from amount up to amount_max"
+            )
+        device = next(self.parameters()).device
+        sigmas = noise_levels(self.amount_max, self.amount, levels)
+        shape = (n, self.channels, self.size, self.size)
+        x = background + self.amount_max * normal(shape, source, device)
+        return sample_through_levels(lambda x, _: self(x), x, sigmas, source).clamp(-1, 1)
