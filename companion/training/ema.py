@@ -27,13 +27,14 @@ class EMA:
             raise ValueError(f"the decay must lie between 0 and 1, got {decay}.")
         self.network = copy.deepcopy(network).requires_grad_(False).eval()
         self.decay, self.updates = decay, 0
+        self._parameters = list(self.network.parameters())
+        self._buffers = list(self.network.buffers())
 
     @torch.no_grad()
     def update(self, network: nn.Module) -> None:
         """Moves the average towards the network's present weights."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates)) if self.updates else 0.0
-        mine, theirs = list(self.network.parameters()), list(network.parameters())
-        torch._foreach_lerp_(mine, theirs, 1 - decay)
-        for average, buffer in zip(self.network.buffers(), network.buffers(), strict=True):
+        torch._foreach_lerp_(self._parameters, list(network.parameters()), 1 - decay)
+        for average, buffer in zip(self._buffers, network.buffers(), strict=True):
             average.copy_(buffer)
         self.updates += 1

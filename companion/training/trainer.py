@@ -8,13 +8,13 @@ on exactly, and two processes do what one does.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from companion.data.images import ImageDataset
 from companion.devices import default_device
@@ -36,14 +36,17 @@ class DivergedError(FloatingPointError):
 
     Attributes:
         step: the step, counted from 1, at which that happened first.
+        what: what is not finite.
+        state: the last good saved state, in words; None where none is known of.
     """
 
-    def __init__(self, step: int) -> None:
+    def __init__(self, step: int, state: str | None = None, what: str = "loss") -> None:
+        saved = "" if state is None else f" {state}"
         super().__init__(
-            f"the loss is not finite at step {step}. Lower the learning rate, clip the gradient, or train in "
-            "32-true precision."
+            f"the {what} is not finite at step {step}. Try a lower learning rate, a longer warm-up, clipping "
+            f"of the gradient (clip=1.0), or 32-true precision if it was bf16-mixed.{saved}"
         )
-        self.step = step
+        self.step, self.state, self.what = step, state, what
 
 
 @dataclass(frozen=True)
@@ -141,10 +144,24 @@ def _average_gradients(fabric: Fabric, parameters: Sequence[nn.Parameter]) -> No
             by_type.setdefault(parameter.grad.dtype, []).append(parameter.grad)
     for gradients in by_type.values():
         together = torch.cat([g.flatten() for g in gradients])
-        together = fabric.all_reduce(together, reduce_op="mean")
+        # Not fabric.all_reduce, which waits for all processes once more before it sends anything.
+        distributed.all_reduce(together)
+        together /= fabric.world_size
         parts = together.split([g.numel() for g in gradients])
         for gradient, part in zip(gradients, parts, strict=True):
             gradient.copy_(part.view(gradient.shape))
+
+
+def _take_from_first(tensors: Iterable[Tensor]) -> None:
+    """Replaces tensors by those of the first process, in one message for each data type."""
+    by_type: dict[torch.dtype, list[Tensor]] = {}
+    for tensor in tensors:
+        by_type.setdefault(tensor.dtype, []).append(tensor.detach())
+    for same in by_type.values():
+        together = torch.cat([t.flatten() for t in same])
+        distributed.broadcast(together, src=0)
+        for tensor, part in zip(same, together.split([t.numel() for t in same]), strict=True):
+            tensor.copy_(part.view(tensor.shape))
 
 
 class Trainer:
@@ -156,6 +173,12 @@ class Trainer:
         for progress in trainer:
             ...
 
+    With several processes, each works on its share of every batch and the gradients are averaged, which gives
+    the gradient of one process up to rounding; all begin with the first one's weights. What looks at more than
+    one sample at a time sees a process's share only: batch normalisation normalises over it (and its running
+    statistics are the first process's), and dropout draws other masks in every process. The same holds for
+    the parts of an accumulated gradient.
+
     Args:
         objective: the network and its losses.
         data: a dataset, whose batches are (bytes, labels), or tensors of equal length.
@@ -163,8 +186,8 @@ class Trainer:
         fabric: where to train, as `launch` gives it; by default one process on the default device.
 
     Raises:
-        ValueError: if the data are fewer than a batch, differ in length, or the batch cannot be divided among
-            the processes.
+        ValueError: if the data are fewer than a batch, differ in length, the batch cannot be divided among
+            the processes, or the fabric has another precision than the settings.
     """
 
     def __init__(
@@ -174,11 +197,17 @@ class Trainer:
         settings: TrainingSettings,
         fabric: Fabric | None = None,
     ) -> None:
-        self.objective, self.settings = objective, settings
+        self.objective, self.settings, self.data = objective, settings, data
         self.fabric = fabric or Fabric(
             accelerator=default_device().type, devices=1, precision=settings.precision
         )
         device = self.fabric.device
+        with self.fabric.autocast():
+            mixed = torch.is_autocast_enabled(device.type)
+        if mixed != (settings.precision == "bf16-mixed"):
+            raise ValueError(
+                f"the settings ask for {settings.precision}, but the fabric has another precision; give it that one."
+            )
         tensors = (data.images, data.labels) if isinstance(data, ImageDataset) else tuple(data)
         if len({len(t) for t in tensors}) != 1:
             raise ValueError(f"the data differ in length: {[len(t) for t in tensors]}.")
@@ -192,9 +221,7 @@ class Trainer:
         if settings.channels_last:
             network.to(memory_format=torch.channels_last)
         if self._many:
-            for tensor in (*network.parameters(), *network.buffers()):
-                # All processes begin with the weights of the first.
-                tensor.data.copy_(self.fabric.broadcast(tensor.data, src=0))
+            _take_from_first((*network.parameters(), *network.buffers()))
         self._optimisers = {p.name: self._optimiser(p) for p in objective.phases}
         self.ema = EMA(network, settings.ema) if settings.ema else None
         if settings.compile:
@@ -203,8 +230,8 @@ class Trainer:
                 part.compile()
         self.step = 0
         self._first_bad = torch.zeros((), dtype=torch.int64, device=device)
-        # Reading a number back from a GPU makes it wait, so there it is done now and then.
-        self._check_every = 1 if device.type == "cpu" else 20
+        # Reading a number back from a GPU, or asking all processes, takes time, so it is done now and then.
+        self._check_every = 1 if device.type == "cpu" and not self._many else 20
 
     @property
     def _many(self) -> bool:
@@ -235,6 +262,10 @@ class Trainer:
         device = self.fabric.device
         if batch[0].device != device:
             batch = tuple(t.pin_memory().to(device, non_blocking=True) for t in batch)
+        if self.settings.channels_last:
+            batch = tuple(
+                t.contiguous(memory_format=torch.channels_last) if t.ndim == 4 else t for t in batch
+            )
         return batch
 
     def _turn(self, phase: Phase, factor: float) -> dict[str, Tensor]:
@@ -249,6 +280,10 @@ class Trainer:
             source = Rows(noise, start, stop, self.settings.batch_size)
             with self.fabric.autocast():
                 values = phase.loss(self._batch(start, stop), source)
+            if "loss" not in values:
+                raise ValueError(
+                    f"the loss of phase {phase.name!r} returned {sorted(values)}, but no 'loss' to minimise."
+                )
             inputs = None if alone else list(phase.parameters)
             (values["loss"] / parts).backward(inputs=inputs)
             for name, value in values.items():
@@ -286,11 +321,13 @@ class Trainer:
         """Takes one step.
 
         Raises:
-            DivergedError: if a loss is not finite; on a GPU up to 20 steps later, with the number of the first.
+            DivergedError: if a loss is not finite; on a GPU, or with several processes, up to 20 steps later,
+                but with the number of the first.
         """
         factor = learning_rate_factor(self.step, self.settings)
         values: dict[str, Tensor] = {}
-        self.objective.network.train()
+        if not self.objective.network.training:  # since walking through a deep network takes time
+            self.objective.network.train()
         with self._global_randomness():
             for phase in self.objective.phases:
                 if self.step % phase.every:
@@ -299,6 +336,8 @@ class Trainer:
                 for name, value in self._turn(phase, factor).items():
                     values[name if alone else f"{phase.name}/{name}"] = value
         self.step += 1
+        if self._many:
+            _take_from_first(self.objective.network.buffers())
         if self.ema:
             self.ema.update(self.objective.network)
         for name, value in values.items():
@@ -312,13 +351,14 @@ class Trainer:
         )
 
     def check(self) -> None:
-        """Raises `DivergedError` if a loss of any process has not been finite so far."""
+        """Raises `DivergedError` if a loss of any process has not been finite so far; all must call it."""
         first = self._first_bad
         if self._many:
             # The earliest over the processes; 0 means none.
-            first = torch.where(first == 0, torch.iinfo(torch.int64).max, first)
-            first = -self.fabric.all_reduce(-first, reduce_op="max")
-            first = torch.where(first == torch.iinfo(torch.int64).max, 0, first)
+            never = torch.iinfo(torch.int64).max
+            first = torch.where(first == 0, never, first)
+            distributed.all_reduce(first, distributed.ReduceOp.MIN)
+            first = torch.where(first == never, 0, first)
         if int(first):
             raise DivergedError(int(first))
 
@@ -334,13 +374,15 @@ class Trainer:
             return {}
         together = torch.stack([v.float() for v in values.values()])
         if self._many:
-            together = self.fabric.all_reduce(together, reduce_op="mean")
+            distributed.all_reduce(together)
+            together /= self.fabric.world_size
         return dict(zip(values, together.tolist(), strict=True))
 
     def state_dict(self) -> dict[str, Any]:
         """Returns all that the next step depends on.
 
-        Random states are not among it, as they are functions of seed, step and process.
+        Random states are not among it, as they are functions of seed, step and process. The tensors are the
+        ones that training goes on to change; copy or save them at once.
         """
         return {
             "step": self.step,
@@ -376,9 +418,11 @@ class Trainer:
             optimiser.load_state_dict(state["optimisers"][name])
             for parameter, moments in optimiser.state.items():
                 for key, value in moments.items():
-                    if isinstance(value, Tensor) and value.shape == parameter.shape and value.ndim:
-                        # The fused update walks through memory, so the order there must be the parameter's.
-                        moments[key] = torch.empty_like(parameter).copy_(value)
+                    # A copy of its own; and, since the fused update walks through memory, in the parameter's order.
+                    same = key != "step" and value.shape == parameter.shape
+                    moments[key] = (
+                        torch.empty_like(parameter).copy_(value) if same else value.clone()
+                    )
         self.step = state["step"]
         self._first_bad.zero_()
 

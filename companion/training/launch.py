@@ -1,0 +1,75 @@
+"""From a laptop to a cluster: the processes that train together."""
+
+import os
+from typing import Literal
+
+from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+from lightning_fabric.utilities.exceptions import MisconfigurationException
+
+from companion.devices import default_device
+
+
+def _given(devices: int, nodes: int) -> tuple[int, int]:
+    """Returns how many processes a node, and nodes, there are: as asked, or as torchrun or SLURM has started them.
+
+    Raises:
+        ValueError: if both were asked for and differ.
+    """
+    if TorchElasticEnvironment.detect():
+        starter = "torchrun"
+        local = int(os.environ["LOCAL_WORLD_SIZE"])
+        found = (local, int(os.environ["WORLD_SIZE"]) // local)
+    elif SLURMEnvironment.detect():
+        starter = "SLURM"
+        per_node = os.environ.get("SLURM_NTASKS_PER_NODE", "1")
+        found = (int(per_node), int(os.environ.get("SLURM_NNODES", "1")))
+    else:
+        return devices, nodes
+    if (devices, nodes) not in ((1, 1), found):
+        raise ValueError(
+            f"{starter} has started {found[0]} processes on each of {found[1]} nodes, but {devices} devices and "
+            f"{nodes} nodes are asked for. Leave them out, or start as many."
+        )
+    return found
+
+
+def launch(
+    devices: int = 1,
+    nodes: int = 1,
+    accelerator: Literal["auto", "cpu", "cuda"] = "auto",
+    precision: Literal["32-true", "bf16-mixed"] = "32-true",
+) -> Fabric:
+    """Starts the processes that train together, or joins those that torchrun or SLURM has started.
+
+    Under torchrun and SLURM the numbers of devices and nodes are theirs. Otherwise, with several devices, this
+    starts the command that is running once more for each of them; with several nodes each has to be told
+    MASTER_ADDR, MASTER_PORT and NODE_RANK, so torchrun is easier.
+
+    Args:
+        devices: processes on each node, each with a device of its own; on CPUs the number of processes.
+        nodes: machines.
+        accelerator: "cpu", "cuda" or "auto", which is CUDA where there is one.
+        precision: "32-true" or "bf16-mixed", as in the settings.
+
+    Returns:
+        The fabric for `Trainer` and the evaluation; `fabric.is_global_zero` is True in one process only.
+
+    Raises:
+        ValueError: if there are fewer devices than asked for, or torchrun or SLURM has started another number.
+    """
+    if devices < 1 or nodes < 1:
+        raise ValueError(f"at least one device and one node are needed, got {devices} and {nodes}.")
+    devices, nodes = _given(devices, nodes)
+    if accelerator == "auto":
+        accelerator = default_device().type
+    try:
+        fabric = Fabric(
+            accelerator=accelerator, devices=devices, num_nodes=nodes, precision=precision
+        )
+    except (MisconfigurationException, RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"cannot train on {devices} × {nodes} of {accelerator!r} in {precision!r}: {error}"
+        ) from error
+    fabric.launch()
+    return fabric
