@@ -142,7 +142,7 @@ class Evaluator:
 
         real = self.each(lambda x, _: rows(x), reference, "reference")
         fake = self.draw(sample, measure=rows)
-        result: dict[str, float] = {"generated samples": self.samples}
+        result: dict[str, float] = {"generated samples": float(self.samples)}
         if digits:
             agreement = precision_recall(real[:, 11:], fake[:, 11:])
             result |= {

@@ -12,22 +12,35 @@ Settings are changed with `dataclasses.replace(RECIPES["digit-cnn"], steps=100)`
 the same weights every time; between machines the last digits differ, since the order of floating-point sums does.
 """
 
+import inspect
+import platform
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from companion.data import DATASETS, ImageDataset, folder, load, to_float
+from companion.checkpoints import Card, half_precision, save_checkpoint
+from companion.data import DATASETS, DataError, ImageDataset, folder, load, to_float
 from companion.data.digits import is_held_out
 from companion.errors import unknown_name
 from companion.evaluation import Evaluator
 from companion.metrics.digit_cnn import DigitCNN
 from companion.randomness import Source, initialisation
-from companion.training import Batch, Objective, TrainingSettings, minimise, random_affine
+from companion.training import (
+    Batch,
+    Objective,
+    Trainer,
+    TrainingSettings,
+    minimise,
+    random_affine,
+    run,
+)
 
 Root = str | PathLike[str] | None
 
@@ -112,11 +125,170 @@ class Recipe(TrainingSettings, ABC):
             return load("digits", "test")
         return load(self.data, "test", root=root)
 
+    def full_test(self, root: Root = None) -> ImageDataset | None:
+        """Returns MNIST's own 10,000 test digits where `data` is "mnist" and they are on disk; nothing is fetched.
 
-def with_settings(recipe: Recipe, settings: dict[str, Any]) -> Recipe:
-    """Returns a recipe with the settings of a card or a run, as JSON holds them; lists become tuples."""
-    changes = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
-    return replace(recipe, **{k: v for k, v in changes.items() if k != "name"})
+        A checkpoint that ships can so be measured offline, on the held-out digits alone.
+        """
+        if self.data != "mnist":
+            return None
+        try:
+            return load("mnist", "test", root=root, download=False)
+        except DataError:
+            return None
+
+
+# --- From a recipe to a checkpoint --------------------------------------------------------------------------------
+
+
+class Interrupted(Exception):
+    """A training was stopped by a signal and has saved its state.
+
+    Attributes:
+        step: steps taken so far.
+        signal: the signal's number.
+    """
+
+    def __init__(self, step: int, total: int, signal: int) -> None:
+        super().__init__(f"Stopped at step {step:,} of {total:,}; the state is saved.")
+        self.step, self.signal = step, signal
+
+
+def make_checkpoint(
+    recipe: Recipe,
+    name: str,
+    directory: str | PathLike[str],
+    *,
+    root: Root = None,
+    fabric: Fabric | None = None,
+    resume: bool = False,
+    samples: int = 1000,
+    save_every: int = 1000,
+    log_every: int = 50,
+    sample_every: int = 0,
+    progress: bool = True,
+    tensorboard: bool = False,
+) -> Card:
+    """Trains by a recipe, measures the weights as they will be stored, and writes `NAME.safetensors` and its card.
+
+    Args:
+        recipe: what to train, on what, and how.
+        name: of the checkpoint.
+        directory: of the run: states, log, sample sheets, and in the end the checkpoint.
+        root: folder of downloaded data sets, as for `companion.data.load`.
+        fabric: the processes, as `launch` gives them; by default this one alone, on the default device.
+        resume: go on with the run in that folder.
+        samples: images drawn to evaluate the network, if it is a generative one.
+        save_every: steps between saved states.
+        log_every: steps between lines of the log.
+        sample_every: steps between sample sheets; 0 makes none.
+        progress: whether to show a progress bar.
+        tensorboard: whether to log for TensorBoard too.
+
+    Returns:
+        The checkpoint's card.
+
+    Raises:
+        Interrupted: if Ctrl-C or SIGTERM stopped the training; its state is saved.
+        DivergedError: if the loss became NaN or infinite.
+        RunError, StateError, DiskFullError: as from `companion.training.run`.
+        ValueError, OSError: if the data or the settings do not allow the training.
+    """
+    dataset = recipe.training_data(root)
+    trainer = Trainer(recipe.objective(dataset), dataset, recipe, fabric)
+    fabric = trainer.fabric
+    outcome = run(
+        trainer,
+        Path(directory),
+        resume=resume,
+        save_every=save_every,
+        log_every=log_every,
+        sample_every=sample_every,
+        progress=progress,
+        tensorboard=tensorboard,
+    )
+    if outcome.interrupted:
+        raise Interrupted(outcome.step, outcome.total, outcome.signal)
+    network = trainer.network.eval()
+    network.load_state_dict(half_precision(network))
+    evaluator = Evaluator(fabric, samples=samples)
+    card = Card(
+        name=name,
+        model=f"{type(network).__module__}.{type(network).__qualname__}",
+        config=_config(network),
+        recipe={"name": _registered(recipe, name)} | asdict(recipe),
+        data=_provenance(recipe, dataset, root),
+        steps=outcome.step,
+        seed=recipe.seed,
+        seconds=round(outcome.seconds, 1),
+        device=_device(fabric),
+        metrics={f"training {k}": v for k, v in outcome.losses.items()}
+        | recipe.evaluate(network, evaluator, root),
+    )
+    if fabric.global_rank == 0:
+        card = save_checkpoint(network, card, directory)
+    fabric.barrier()
+    return card
+
+
+def recipe_of(card: Card) -> Recipe:
+    """Returns the recipe that a checkpoint's card names, with the card's settings.
+
+    Settings that the recipe has no more are left out: they tell how the network was trained then, not how it is
+    measured now.
+
+    Raises:
+        ValueError: if there is no recipe of that name.
+    """
+    name = str(card.recipe.get("name"))
+    if name not in RECIPES:
+        raise unknown_name("recipe", name, RECIPES, f"The card of {card.name!r} names it.")
+    recipe = RECIPES[name]
+    known = {f.name for f in fields(recipe)}
+    settings = {k: v for k, v in card.recipe.items() if k in known}
+    # JSON knows lists only.
+    return replace(
+        recipe, **{k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
+    )
+
+
+def _config(network: nn.Module) -> dict[str, Any]:
+    """Returns the keyword arguments that a network was built with; networks keep them as attributes."""
+    names = [n for n in inspect.signature(type(network)).parameters if n != "self"]
+    return {name: getattr(network, name) for name in names}
+
+
+def _registered(recipe: Recipe, name: str) -> str:
+    """Returns the name under which `RECIPES` holds recipes of this kind, the given one first."""
+    names = [k for k, known in RECIPES.items() if type(known) is type(recipe)]
+    return name if name in names or not names else names[0]
+
+
+def _provenance(recipe: Recipe, dataset: ImageDataset, root: Root) -> dict[str, Any]:
+    """Returns what the card says about the data."""
+    about = {
+        "name": dataset.name,
+        "split": dataset.split,
+        "images": len(dataset),
+        "sha256": dataset.sha256,
+    }
+    if recipe.data not in ("digits", "mnist"):
+        return about
+    held_out = recipe.held_out(root)
+    return about | {
+        "held out": f"{held_out.name}/{held_out.split}",
+        "held out sha256": held_out.sha256,
+    }
+
+
+def _device(fabric: Fabric) -> str:
+    """Returns what a rerun would have to match: the kind of device, and how many processes."""
+    if fabric.device.type == "cuda":
+        kind = torch.cuda.get_device_name(fabric.device)
+    else:
+        kind = f"{platform.machine()}, {torch.get_num_threads()} threads"
+    processes = f", {fabric.world_size} processes" if fabric.world_size > 1 else ""
+    return f"{fabric.device.type} ({kind}{processes})"
 
 
 # --- The recipes of the models, each with its class ---------------------------------------------------------------
@@ -168,9 +340,8 @@ class DigitCNNRecipe(Recipe):
         self, network: nn.Module, evaluator: Evaluator, root: Root = None
     ) -> dict[str, float]:
         metrics = evaluator.accuracy(network, self.held_out(root))
-        if self.data == "mnist":
-            metrics |= evaluator.accuracy(network, load("mnist", "test", root=root))
-        return metrics
+        test = self.full_test(root)
+        return metrics if test is None else metrics | evaluator.accuracy(network, test)
 
 
 RECIPES: dict[str, Recipe] = {
