@@ -1,0 +1,135 @@
+"""Densities and divergences against torch.distributions, Monte Carlo, quadrature and known units."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import distributions as td
+
+from companion.data import to_float
+from companion.distributions import (
+    BYTE,
+    bernoulli_log_likelihood,
+    bits_per_dimension,
+    dequantise,
+    gaussian_log_density,
+    kl_diagonal,
+    kl_gaussian,
+    log_mean_exp,
+)
+
+
+def draw(seed: int, *shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 9999), st.integers(1, 5), st.integers(1, 7))
+def test_diagonal_kl_equals_torchs(seed, n, d):
+    mu, log_var, mu_p, log_var_p = draw(seed, 4, n, d)
+    theirs = td.kl_divergence(
+        td.Normal(mu, (0.5 * log_var).exp()), td.Normal(mu_p, (0.5 * log_var_p).exp())
+    )
+    torch.testing.assert_close(kl_diagonal(mu, log_var, mu_p, log_var_p), theirs)
+    standard = td.kl_divergence(td.Normal(mu, (0.5 * log_var).exp()), td.Normal(0.0, 1.0))
+    torch.testing.assert_close(kl_diagonal(mu, log_var), standard)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 9999), st.integers(1, 6))
+def test_kl_is_nonnegative_and_zero_for_equals(seed, d):
+    mu, log_var = draw(seed, 2, d)
+    assert (kl_diagonal(mu, log_var) >= -1e-12).all()
+    assert kl_diagonal(mu, log_var, mu, log_var).abs().max() < 1e-12
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 9999), st.integers(1, 6))
+def test_full_kl_equals_torchs_and_the_diagonal_one(seed, d):
+    mu, mu_p = draw(seed, 2, d)
+    roots = draw(seed + 1, 2, d, d)
+    first, second = roots @ roots.mT + 0.1 * torch.eye(d, dtype=torch.float64)
+    theirs = td.kl_divergence(td.MultivariateNormal(mu, first), td.MultivariateNormal(mu_p, second))
+    torch.testing.assert_close(kl_gaussian(mu, first, mu_p, second), theirs)
+    log_var = draw(seed + 2, d)
+    torch.testing.assert_close(
+        kl_gaussian(mu, log_var.exp().diag()), kl_diagonal(mu, log_var).sum()
+    )
+
+
+def test_kl_equals_monte_carlo(generator):
+    mu, log_var = torch.tensor([0.7, -1.0, 0.0]), torch.tensor([-1.0, 0.4, 0.0])
+    z = mu + (0.5 * log_var).exp() * torch.randn(200_000, 3, generator=generator)
+    ratios = (gaussian_log_density(z, mu, log_var) - gaussian_log_density(z)).sum(dim=1)
+    error = ratios.std() / math.sqrt(len(ratios))
+    assert abs(ratios.mean() - kl_diagonal(mu, log_var).sum()) < 4 * error
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 9999))
+def test_densities_equal_torchs(seed):
+    x, mu, log_var = draw(seed, 3, 4)
+    theirs = td.Normal(mu, (0.5 * log_var).exp()).log_prob(x)
+    torch.testing.assert_close(gaussian_log_density(x, mu, log_var), theirs)
+    fixed = td.Normal(mu, math.exp(0.5 * 0.3)).log_prob(x)
+    torch.testing.assert_close(gaussian_log_density(x, mu, 0.3), fixed)
+    bits = (x > 0).double()
+    torch.testing.assert_close(
+        bernoulli_log_likelihood(5 * mu, bits), td.Bernoulli(logits=5 * mu).log_prob(bits)
+    )
+
+
+def test_bernoulli_probabilities_sum_to_one_and_large_logits_stay_finite():
+    logits = torch.tensor([-1e4, -3.0, 0.0, 2.0, 1e4])
+    one, zero = (
+        bernoulli_log_likelihood(logits, torch.full_like(logits, bit)) for bit in (1.0, 0.0)
+    )
+    torch.testing.assert_close(one.exp() + zero.exp(), torch.ones(5))
+    assert one[0] == -1e4
+    assert torch.isfinite(one).all()
+
+
+def test_bfloat16_arguments_are_widened():
+    logits = torch.tensor([0.5], dtype=torch.bfloat16)
+    assert bernoulli_log_likelihood(logits, torch.ones(1)).dtype == torch.float32
+    assert kl_diagonal(logits, logits).dtype == torch.float32
+    assert gaussian_log_density(logits).dtype == torch.float32
+
+
+def test_log_mean_exp_neither_overflows_nor_forgets_the_count():
+    x = torch.tensor([[1000.0, 1000.0], [-1000.0, -1000.0]])
+    torch.testing.assert_close(log_mean_exp(x, dim=1), torch.tensor([1000.0, -1000.0]))
+    y = torch.tensor([0.0, 1.0, 2.0])
+    torch.testing.assert_close(log_mean_exp(y), y.exp().mean().log())
+
+
+def test_dequantised_bytes_fill_their_bins_and_round_back(generator):
+    x = to_float(torch.arange(256, dtype=torch.uint8).repeat(200, 1))
+    noisy = dequantise(x, generator)
+    assert torch.equal(((noisy + 1) * 127.5).round().clamp(0, 255), ((x + 1) * 127.5).round())
+    offsets = (noisy - x) / BYTE
+    assert abs(offsets.mean()) < 0.01
+    assert abs(offsets.var() - 1 / 12) < 0.005
+
+
+def test_bits_per_dimension_of_known_distributions():
+    # Uniform bytes cost eight bits; as a density on [−1 − 1/255, 1 + 1/255] they cost the same.
+    assert bits_per_dimension(10 * math.log(256), 10) == pytest.approx(8)
+    density = 1 / (256 * BYTE)
+    assert bits_per_dimension(-10 * math.log(density), 10, unit=BYTE) == pytest.approx(8)
+    assert bits_per_dimension(784 * math.log(2), 784) == pytest.approx(1)
+    tensor = bits_per_dimension(torch.tensor([784 * math.log(2)]), 784)
+    torch.testing.assert_close(tensor, torch.ones(1))
+
+
+@pytest.mark.parametrize(("dimensions", "unit"), [(0, 1.0), (3, 0.0)])
+def test_bits_per_dimension_refuses_nonsense(dimensions, unit):
+    with pytest.raises(ValueError, match="must be positive"):
+        bits_per_dimension(1.0, dimensions, unit)
+
+
+def test_full_kl_needs_positive_definite_covariances():
+    with pytest.raises(torch.linalg.LinAlgError):
+        kl_gaussian(torch.zeros(2), torch.zeros(2, 2))
