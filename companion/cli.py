@@ -8,9 +8,11 @@ import contextlib
 import difflib
 import io
 import json
+import logging
 import os
 import shlex
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields, make_dataclass, replace
 from pathlib import Path
@@ -394,7 +396,7 @@ def evaluate(arguments: Sequence[str]) -> int:
     evaluator = Evaluator(
         fabric, samples=options.samples, batch_size=options.batch_size, seed=options.seed
     )
-    metrics = recipe.evaluate(load_checkpoint(name, fabric.device), evaluator)
+    metrics = finite(recipe.evaluate(load_checkpoint(name, fabric.device), evaluator))
     if fabric.global_rank != 0:
         return DONE
     content = {
@@ -434,6 +436,8 @@ def _write_json(content: object, to: str | None) -> None:
 
 
 def _number(value: object) -> str:
+    if value is None:
+        return "not finite"
     if isinstance(value, float) and value != int(value):
         return f"{value:.4f}" if abs(value) < 10 else f"{value:.2f}"
     return f"{int(value):,}" if isinstance(value, int | float) else str(value)
@@ -563,12 +567,35 @@ def _complaint(error: BaseException) -> tuple[int, str]:
         return DIVERGED, str(error)
     if isinstance(error, torch.OutOfMemoryError):
         return FAILED, f"out of memory: lower --batch-size, or raise --accumulate. {error}"
-    if isinstance(error, DiskFullError | RunError | StateError | CheckpointError | DataError):
+    if isinstance(error, DiskFullError):
+        return FAILED, error.strerror or str(error)
+    if isinstance(error, RunError | StateError | CheckpointError | DataError):
         return FAILED, str(error)
     if isinstance(error, OSError):
-        where = f": {error.filename}" if error.filename else ""
-        return FAILED, f"{error.strerror}{where}" if error.strerror else str(error)
+        if not error.strerror:
+            return FAILED, str(error)
+        what = f"{str(error.filename)!r}: " if error.filename else ""
+        return FAILED, f"{what}{error.strerror}. Give another path, or mend that one."
     return WRONG_USAGE, str(error)
+
+
+def _speaks(error: BaseException) -> bool:
+    """Says whether this process reports an error: of those on one machine, which all meet it, only the first."""
+    place = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0"))
+    return place == "0" or isinstance(error, torch.OutOfMemoryError)
+
+
+def _run(words: Sequence[str]) -> int:
+    if not words or words[0] in ("-h", "--help"):
+        print(ABOUT.rstrip())
+        return DONE if words else WRONG_USAGE
+    if words[0] not in COMMANDS:
+        raise unknown_name("command", words[0], COMMANDS, "companion --help says more.")
+    return COMMANDS[words[0]][0](words[1:])
+
+
+def _say_warning(message: Warning | str, *_: object, **__: object) -> None:
+    print(f"warning: {message}", file=sys.stderr)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -580,22 +607,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code (`companion --help` lists them).
     """
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    # Fabric announces precision and processes, which whoever asked for them knows.
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     try:
-        if not words or words[0] in ("-h", "--help"):
-            print(ABOUT.rstrip())
-            return DONE if words else WRONG_USAGE
-        if words[0] not in COMMANDS:
-            raise unknown_name("command", words[0], COMMANDS, "companion --help says more.")
-        return COMMANDS[words[0]][0](words[1:])
+        with warnings.catch_warnings():
+            warnings.showwarning = _say_warning
+            return _run(sys.argv[1:] if arguments is None else arguments)
     except SystemExit as stop:  # after --help
         return int(stop.code or 0)
     except KeyboardInterrupt:
         print("stopped by Ctrl-C", file=sys.stderr)
         return 130
-    except (ValueError, OSError, ArithmeticError, torch.OutOfMemoryError, RunError) as error:
+    except BrokenPipeError:  # the reader of a pipe, such as head, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except (ValueError, OSError, ArithmeticError, torch.OutOfMemoryError) as error:
         if os.environ.get("COMPANION_TRACEBACK"):
             raise
         code, message = _complaint(error)
-        print(f"error: {message}", file=sys.stderr)
+        if _speaks(error):
+            print(f"error: {message}", file=sys.stderr)
         return code

@@ -13,6 +13,7 @@ the same weights every time; between machines the last digits differ, since the 
 """
 
 import inspect
+import math
 import platform
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, fields, replace
@@ -222,8 +223,10 @@ def make_checkpoint(
         seed=recipe.seed,
         seconds=round(outcome.seconds, 1),
         device=_device(fabric),
-        metrics={f"training {k}": v for k, v in outcome.losses.items()}
-        | recipe.evaluate(network, evaluator, root),
+        metrics=finite(
+            {f"training {k}": v for k, v in outcome.losses.items()}
+            | recipe.evaluate(network, evaluator, root)
+        ),
     )
     if fabric.global_rank == 0:
         card = save_checkpoint(network, card, directory)
@@ -250,6 +253,11 @@ def recipe_of(card: Card) -> Recipe:
     return replace(
         recipe, **{k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
     )
+
+
+def finite(metrics: dict[str, float]) -> dict[str, float | None]:
+    """Returns metrics as JSON can hold them: None stands for what is not finite, like the PSNR of equal images."""
+    return {name: value if math.isfinite(value) else None for name, value in metrics.items()}
 
 
 def _config(network: nn.Module) -> dict[str, Any]:
