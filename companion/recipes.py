@@ -30,8 +30,10 @@ from companion.checkpoints import Card, half_precision, save_checkpoint
 from companion.data import DATASETS, DataError, ImageDataset, folder, load, to_float
 from companion.data.digits import is_held_out
 from companion.distributions import BYTE, bits_per_dimension
+from companion.denoising_autoencoder import DenoisingAutoencoder, corrupt
 from companion.errors import unknown_name
 from companion.evaluation import Evaluator
+from companion.masked_autoencoder import MaskedAutoencoder, hidden_count
 from companion.metrics.digit_cnn import DigitCNN
 from companion.randomness import Source, initialisation
 from companion.training import (
@@ -371,7 +373,7 @@ class VAERecipe(Recipe):
         iwae: draws of the importance-weighted bound when it is measured; 0 leaves it out.
     """
 
-    steps: int = 40_000
+    steps: int = 30_000
     batch_size: int = 64
     learning_rate: float = 2e-3
     warmup: float = 0.02
@@ -438,7 +440,140 @@ class VAERecipe(Recipe):
         return metrics | evaluator.sample_quality(network.sample, held_out)
 
 
+@dataclass(frozen=True, kw_only=True)
+class DenoisingAutoencoderRecipe(Recipe):
+    """The denoising autoencoder of chapter 9: Gaussian noise of all levels in a range, one network that is not told.
+
+    Attributes:
+        width: channels of the first feature map.
+        latent: numbers in the bottleneck.
+        corruption: "gaussian", "masking" or "salt-and-pepper".
+        amount: lowest standard deviation of the noise, or share of the pixels.
+        amount_max: the highest; None trains at one amount alone, and then there are no samples.
+    """
+
+    steps: int = 6000
+    learning_rate: float = 2e-3
+    ema: float | None = 0.999
+    precision: Literal["32-true", "bf16-mixed"] = "bf16-mixed"
+    channels_last: bool = True
+    width: int = 16
+    latent: int = 64
+    corruption: Literal["gaussian", "masking", "salt-and-pepper"] = "gaussian"
+    amount: float = 0.2
+    amount_max: float | None = 5.0
+
+    def build(self, dataset: ImageDataset) -> Objective:
+        network = DenoisingAutoencoder(
+            channels=dataset.images.shape[1],
+            size=dataset.images.shape[2],
+            width=self.width,
+            latent=self.latent,
+            corruption=self.corruption,
+            amount=self.amount,
+            amount_max=self.amount_max,
+        )
+        walks = self.corruption == "gaussian" and (self.amount_max or 0) > self.amount
+        return minimise(
+            network,
+            lambda batch, source: network.loss(to_float(batch[0]), source),
+            sample=(lambda net, n, source: net.sample(n, source)) if walks else None,
+        )
+
+    def evaluate(
+        self, network: nn.Module, evaluator: Evaluator, root: Root = None
+    ) -> dict[str, float]:
+        held_out, train = self.held_out(root), self.training_data(root)
+        metrics: dict[str, float] = {}
+        for found in (held_out, self.full_test(root)):
+            if found is None:
+                continue
+            for level in sorted({self.amount, 0.5, self.amount_max or self.amount}):
+
+                def denoise(x: Tensor, source: Source, level: float = level) -> Tensor:
+                    return network(corrupt(x, self.corruption, level, source))
+
+                values = evaluator.reconstruction(denoise, found, f"noise {level:g}")
+                metrics |= {f"{key}, noise {level:g}": value for key, value in values.items()}
+        metrics |= evaluator.linear_probe(network.encode, train, held_out)
+        if network.corruption == "gaussian" and network.amount_max > network.amount:
+            metrics |= evaluator.sample_quality(network.sample, held_out)
+        return metrics
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskedAutoencoderRecipe(Recipe):
+    """The masked autoencoder of chapter 9: patches of 4×4 pixels, three quarters of them hidden.
+
+    Attributes:
+        patch: side of a patch in pixels.
+        encoder_width: channels of the encoder's tokens.
+        layers: blocks of the encoder.
+        decoder_width: channels of the decoder's tokens.
+        decoder_layers: blocks of the decoder.
+        heads: attention heads of every block.
+        share: of the patches to hide.
+        normalise: take each target patch's own mean and deviation out.
+        learned_positions: train the position codes.
+    """
+
+    steps: int = 6000
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.02
+    warmup: float = 0.1
+    beta2: float = 0.95
+    clip: float | None = 1.0
+    ema: float | None = 0.999
+    patch: int = 4
+    encoder_width: int = 96
+    layers: int = 4
+    decoder_width: int = 64
+    decoder_layers: int = 2
+    heads: int = 4
+    share: float = 0.75
+    normalise: bool = False
+    learned_positions: bool = False
+
+    def build(self, dataset: ImageDataset) -> Objective:
+        network = MaskedAutoencoder(
+            channels=dataset.images.shape[1],
+            size=dataset.images.shape[2],
+            patch=self.patch,
+            width=self.encoder_width,
+            layers=self.layers,
+            decoder_width=self.decoder_width,
+            decoder_layers=self.decoder_layers,
+            heads=self.heads,
+            share=self.share,
+            normalise=self.normalise,
+            learned_positions=self.learned_positions,
+        )
+        return minimise(network, lambda batch, source: network.loss(to_float(batch[0]), source))
+
+    def evaluate(
+        self, network: nn.Module, evaluator: Evaluator, root: Root = None
+    ) -> dict[str, float]:
+        held_out, train = self.held_out(root), self.training_data(root)
+        metrics: dict[str, float] = {}
+        for found in (held_out, self.full_test(root)):
+            if found is None:
+                continue
+
+            def hidden_error(x: Tensor, source: Source) -> Tensor:
+                masking = network.masking(len(x), source)
+                error = (network(x, masking).float() - network.targets(x)).square().mean(dim=-1)
+                counted = masking.hidden if hidden_count(network.patches, self.share) else True
+                counted = torch.ones_like(error) * counted
+                return (error * counted).sum(dim=1) / counted.sum(dim=1)
+
+            key = f"{found.name}/{found.split} MSE of hidden patches"
+            metrics[key] = evaluator.mean(hidden_error, found, "masks")
+        return metrics | evaluator.linear_probe(network.features, train, held_out)
+
+
 RECIPES: dict[str, Recipe] = {
+    "denoising-autoencoder": DenoisingAutoencoderRecipe(),
     "digit-cnn": DigitCNNRecipe(),
+    "masked-autoencoder": MaskedAutoencoderRecipe(),
     "vae": VAERecipe(),
 }
