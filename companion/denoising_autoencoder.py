@@ -241,6 +241,7 @@ class MLPDenoiser(nn.Module):
             raise ValueError(
                 f"sigma_min is {sigma_min} and sigma_max {sigma_max}: noise levels must be positive and rising"
             )
+        self.dimensions, self.width, self.depth = dimensions, width, depth
         self.sigma_min, self.sigma_max = float(sigma_min), float(sigma_max)
         layers: list[nn.Module] = []
         for i in range(depth):

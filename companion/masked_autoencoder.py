@@ -153,7 +153,10 @@ class MaskedAutoencoder(nn.Module):
                 f"patches of {patch} pixels do not tile images of {size}: choose a divisor"
             )
         self.channels, self.size, self.patch = channels, size, patch
+        self.width, self.layers, self.heads = width, layers, heads
+        self.decoder_width, self.decoder_layers = decoder_width, decoder_layers
         self.share, self.normalise = share, normalise
+        self.learned_positions = learned_positions
         side = size // patch
         self.patches = side * side
         hidden_count(self.patches, share)  # raises for a share that makes no sense

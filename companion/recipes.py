@@ -29,8 +29,8 @@ from torch.nn import functional as F
 from companion.checkpoints import Card, half_precision, save_checkpoint
 from companion.data import DATASETS, DataError, ImageDataset, folder, load, to_float
 from companion.data.digits import is_held_out
-from companion.distributions import BYTE, bits_per_dimension
 from companion.denoising_autoencoder import DenoisingAutoencoder, corrupt
+from companion.distributions import BYTE, bits_per_dimension
 from companion.errors import unknown_name
 from companion.evaluation import Evaluator
 from companion.masked_autoencoder import MaskedAutoencoder, hidden_count
@@ -452,7 +452,7 @@ class DenoisingAutoencoderRecipe(Recipe):
         amount_max: the highest; None trains at one amount alone, and then there are no samples.
     """
 
-    steps: int = 6000
+    steps: int = 4000
     learning_rate: float = 2e-3
     ema: float | None = 0.999
     precision: Literal["32-true", "bf16-mixed"] = "bf16-mixed"
@@ -525,10 +525,10 @@ class MaskedAutoencoderRecipe(Recipe):
     clip: float | None = 1.0
     ema: float | None = 0.999
     patch: int = 4
-    encoder_width: int = 96
-    layers: int = 4
-    decoder_width: int = 64
-    decoder_layers: int = 2
+    encoder_width: int = 64
+    layers: int = 3
+    decoder_width: int = 48
+    decoder_layers: int = 1
     heads: int = 4
     share: float = 0.75
     normalise: bool = False
