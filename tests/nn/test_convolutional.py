@@ -75,6 +75,15 @@ def test_moving_the_canvas_by_a_stride_moves_the_map_by_one():
     torch.testing.assert_close(after[..., 3:-2, 4:-2], before[..., 2:-3, 2:-4])
 
 
+def test_the_signal_neither_fades_nor_explodes_at_the_start():
+    with initialisation(6):
+        encoder, decoder = ConvEncoder(1, 64, 16, 32), ConvDecoder(32, 1, 64, 16)
+    x = draw(64, 1, 64, 64)
+    z = encoder(x)
+    assert 0.1 < float(z.std(correction=0)) < 2
+    assert 0.1 < float(decoder(draw(64, 32)).std(correction=0)) < 2
+
+
 def test_all_weights_get_a_gradient():
     with initialisation(4):
         encoder, decoder = ConvEncoder(1, 28, 2, 3), ConvDecoder(3, 1, 28, 2)
@@ -96,7 +105,7 @@ def test_channels_last_and_bfloat16_agree_with_the_plain_ones():
     with torch.autocast("cpu", torch.bfloat16):
         coarse = decoder(encoder(last))
     assert coarse.dtype == torch.bfloat16
-    torch.testing.assert_close(coarse.float(), y, atol=0.02, rtol=0.02)
+    torch.testing.assert_close(coarse.float(), y, atol=0.05, rtol=0.05)
 
 
 def test_wrong_sizes_are_named():
