@@ -265,6 +265,12 @@ class LatentMixture:
     means: Float64[Tensor, "k d"]
     covariances: Float64[Tensor, "k d d"]
 
+    def to(self, device: str | torch.device) -> "LatentMixture":
+        """Returns the same mixture on another device."""
+        return LatentMixture(
+            self.weights.to(device), self.means.to(device), self.covariances.to(device)
+        )
+
     def _log_joint(self, z: Float[Tensor, "n d"]) -> Float64[Tensor, "n k"]:
         """log π_k + log N(z; μ_k, Σ_k) of every point and part."""
         roots = torch.linalg.cholesky(self.covariances)

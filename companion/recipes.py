@@ -26,6 +26,8 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from companion.autoencoder import Autoencoder, fit_mixture
+from companion.autoencoder import sample as sample_codes
 from companion.checkpoints import Card, half_precision, save_checkpoint
 from companion.data import DATASETS, DataError, ImageDataset, folder, load, to_float
 from companion.data.digits import is_held_out
@@ -35,7 +37,7 @@ from companion.errors import unknown_name
 from companion.evaluation import Evaluator
 from companion.masked_autoencoder import MaskedAutoencoder, hidden_count
 from companion.metrics.digit_cnn import DigitCNN
-from companion.randomness import Source, initialisation
+from companion.randomness import Source, derive, initialisation
 from companion.training import (
     Batch,
     Objective,
@@ -357,6 +359,55 @@ class DigitCNNRecipe(Recipe):
 
 
 @dataclass(frozen=True, kw_only=True)
+class AutoencoderRecipe(Recipe):
+    """The autoencoder of chapter 8: the least squared error through a bottleneck.
+
+    Attributes:
+        latent: numbers a code.
+        width: channels of the convolutional one's largest feature map; scales the perceptron likewise.
+        network: "convolutional" or "mlp".
+        parts: Gaussians in the mixture that is fitted to the codes when samples are measured.
+    """
+
+    steps: int = 15_000
+    batch_size: int = 64
+    learning_rate: float = 3e-3
+    clip: float | None = 1.0
+    precision: Literal["32-true", "bf16-mixed"] = "bf16-mixed"
+    channels_last: bool = True
+    latent: int = 32
+    width: int = 16
+    network: Literal["convolutional", "mlp"] = "convolutional"
+    parts: int = 10
+
+    def build(self, dataset: ImageDataset) -> Objective:
+        network = Autoencoder(
+            self.latent,
+            channels=dataset.images.shape[1],
+            size=dataset.images.shape[2],
+            width=self.width,
+            network=self.network,
+        )
+        return minimise(network, lambda batch, source: network.loss(to_float(batch[0]), source))
+
+    def evaluate(
+        self, network: nn.Module, evaluator: Evaluator, root: Root = None
+    ) -> dict[str, float]:
+        held_out, train = self.held_out(root), self.training_data(root)
+        metrics = evaluator.reconstruction(lambda x, _: network(x), held_out)
+        test = self.full_test(root)
+        if test is not None:
+            metrics |= evaluator.reconstruction(lambda x, _: network(x), test)
+        metrics |= evaluator.linear_probe(network.encode, train, held_out)
+        codes = evaluator.each(lambda x, _: network.encode(x).float(), train[:10_000], "codes")
+        density = fit_mixture(codes, self.parts, derive(self.seed, "mixture")).to(evaluator.device)
+        found = evaluator.sample_quality(
+            lambda n, source: sample_codes(network, density, n, source), held_out
+        )
+        return metrics | {f"codes from a mixture: {k}": v for k, v in found.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
 class VAERecipe(Recipe):
     """The variational autoencoder of chapter 10: dynamically binarised MNIST, bounds in nats.
 
@@ -572,6 +623,7 @@ class MaskedAutoencoderRecipe(Recipe):
 
 
 RECIPES: dict[str, Recipe] = {
+    "autoencoder": AutoencoderRecipe(),
     "denoising-autoencoder": DenoisingAutoencoderRecipe(),
     "digit-cnn": DigitCNNRecipe(),
     "masked-autoencoder": MaskedAutoencoderRecipe(),
