@@ -369,7 +369,7 @@ class AutoencoderRecipe(Recipe):
         parts: Gaussians in the mixture that is fitted to the codes when samples are measured.
     """
 
-    steps: int = 15_000
+    steps: int = 8_000
     batch_size: int = 64
     learning_rate: float = 3e-3
     clip: float | None = 1.0
@@ -568,7 +568,7 @@ class MaskedAutoencoderRecipe(Recipe):
         learned_positions: train the position codes.
     """
 
-    steps: int = 6000
+    steps: int = 3000
     learning_rate: float = 2e-3
     weight_decay: float = 0.02
     warmup: float = 0.1
