@@ -400,7 +400,7 @@ class _Run:
             # A gradient can overflow where the loss was finite; the next loss would be the first to show it.
             for parameter in self.trainer.objective.network.parameters():
                 if not torch.isfinite(parameter).all():
-                    raise DivergedError(step, what="network's weights")
+                    raise DivergedError(step, what="norm of the weights")
             with room(self.folder, "the log"):
                 self.log.sync()
             state = {

@@ -1,0 +1,233 @@
+"""Trainings in processes of their own, which the tests then kill.
+
+    python worker.py train OPTIONS     trains as the JSON says
+    python worker.py serve             forks a training for every line of JSON and says how it ended
+
+Forking from a process that has imported everything takes milliseconds, where starting Python takes seconds.
+"""
+
+import json
+import os
+import resource
+import signal
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from companion.data import to_float
+from companion.randomness import initialisation, normal
+from companion.training import (
+    Objective,
+    Phase,
+    Trainer,
+    TrainingSettings,
+    launch,
+    minimise,
+    run,
+)
+
+
+def images(count: int = 96, size: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
+    """Smooth random images in bytes, and labels."""
+    generator = torch.Generator().manual_seed(7)
+    coarse = torch.rand(count, 1, 3, 3, generator=generator)
+    fine = F.interpolate(coarse, (size, size), mode="bilinear", align_corners=True)
+    return (fine * 255).to(torch.uint8), torch.arange(count) % 10
+
+
+class Everything(nn.Module):
+    """All that makes an exact resume hard: channels last, batch statistics, dropout, two players, a shared weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.generator = nn.Sequential(
+            nn.Linear(4, 8 * 16),
+            nn.Unflatten(1, (8, 4, 4)),
+            nn.BatchNorm2d(8),
+            nn.SiLU(),
+            nn.Dropout(0.2),
+            nn.ConvTranspose2d(8, 1, 4, 2, 1),
+        )
+        self.critic = nn.Sequential(
+            nn.Conv2d(1, 8, 3, 2, 1), nn.SiLU(), nn.Dropout(0.2), nn.Flatten(), nn.Linear(128, 1)
+        )
+        self.scale = nn.Parameter(torch.tensor(1.0))
+        self.tied = nn.Linear(4, 4)
+        self.tied_too = self.tied
+
+    def sample(self, n, source):
+        return self.generator(self.tied(normal((n, 4), source)) * self.scale).tanh()
+
+    def critic_loss(self, x, source):
+        fake = self.sample(len(x), source).detach()
+        loss = F.softplus(self.critic(fake)).mean() + F.softplus(-self.critic(x)).mean()
+        return {"loss": loss, "fake": self.critic(fake).mean()}
+
+    def generator_loss(self, x, source):
+        return {"loss": F.softplus(-self.critic(self.sample(len(x), source))).mean()}
+
+
+def everything() -> Objective:
+    with initialisation(0):
+        network = Everything()
+    critic = list(network.critic.parameters())
+    rest = [*network.generator.parameters(), network.scale, *network.tied.parameters()]
+    return Objective(
+        network,
+        (
+            Phase("critic", critic, lambda b, s: network.critic_loss(to_float(b[0]), s)),
+            Phase(
+                "generator",
+                rest,
+                lambda b, s: network.generator_loss(to_float(b[0]), s),
+                learning_rate=2e-3,
+                every=2,
+            ),
+        ),
+        sample=lambda network, n, source: network.sample(n, source),
+    )
+
+
+class Denoiser(nn.Module):
+    """Treats every sample for itself, as two processes need it to equal one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(64, 32), nn.SiLU(), nn.Linear(32, 64))
+
+    def loss(self, x, source):
+        flat = x.flatten(1)
+        noisy = flat + 0.5 * normal(flat.shape, source, flat.device)
+        return {"loss": (self.layers(noisy) - flat).square().mean()}
+
+    def sample(self, n, source):
+        return self.layers(normal((n, 64), source)).tanh().view(n, 1, 8, 8)
+
+
+def denoiser() -> Objective:
+    with initialisation(0):
+        network = Denoiser()
+    return minimise(
+        network,
+        lambda b, s: network.loss(to_float(b[0]), s),
+        lambda network, n, source: network.sample(n, source),
+    )
+
+
+OBJECTIVES = {"everything": everything, "denoiser": denoiser}
+SETTINGS = {
+    "everything": {"channels_last": True, "ema": 0.99, "clip": 1.0, "weight_decay": 0.01},
+    "denoiser": {"ema": 0.9, "clip": 0.5},
+}
+
+
+def trainer(name: str, fabric=None, **settings) -> Trainer:
+    chosen = {"steps": 30, "batch_size": 16} | SETTINGS[name] | settings
+    return Trainer(OBJECTIVES[name](), images(), TrainingSettings(**chosen), fabric)
+
+
+def die_at_call(number: int) -> None:
+    """Kills this process just before its n-th call of what saving a state asks of the system."""
+    calls = 0
+
+    def deadly(function):
+        def called(*args, **kwargs):
+            nonlocal calls
+            calls += 1
+            if calls == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*args, **kwargs)
+
+        return called
+
+    for name in ("fsync", "replace", "unlink", "chmod"):
+        setattr(os, name, deadly(getattr(os, name)))
+
+
+def die_once(training: Trainer, flag: Path, step: int, rank: int) -> None:
+    """Kills the process of one rank at one step, the first time it gets there."""
+    advance = training.advance
+
+    def deadly():
+        if training.step == step and training.fabric.global_rank == rank and not flag.exists():
+            flag.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return advance()
+
+    training.advance = deadly
+
+
+def evaluate(training: Trainer, path: str) -> None:
+    """Samples and measures with as many processes as there are."""
+    from companion.data import ImageDataset
+    from companion.evaluation import Evaluator
+
+    evaluator = Evaluator(training.fabric, batch_size=7)
+    pixels, labels = images()
+    dataset = ImageDataset(pixels, labels, tuple("0123456789"), "test", "test")
+    drawn = evaluator.draw(lambda n, source: training.network.sample(n, source), 40)
+    errors = evaluator.each(
+        lambda x, s: training.network.loss(x, s)["loss"].expand(len(x)), dataset
+    )
+    if training.fabric.is_global_zero:
+        torch.save({"drawn": drawn, "errors": errors}, path)
+
+
+def train(options: dict) -> dict:
+    """Runs a training; returns its outcome in the first process, and nothing in others."""
+    options = dict(options)
+    fabric = launch(options.pop("devices", 1), accelerator="cpu")
+    training = trainer(
+        options.pop("objective", "everything"), fabric, **options.pop("settings", {})
+    )
+    if number := options.pop("die_at_call", 0):
+        die_at_call(number)
+    if once := options.pop("die_once", None):
+        die_once(training, Path(once["flag"]), once["step"], once["rank"])
+    if largest := options.pop("largest_file", 0):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
+    measured = options.pop("evaluate", None)
+    outcome = run(training, options.pop("folder"), **{"progress": False, "log_every": 5} | options)
+    if measured:
+        evaluate(training, measured)
+    return {"step": outcome.step, "signal": outcome.signal} if fabric.is_global_zero else {}
+
+
+def serve() -> None:
+    trainer("everything").advance()  # so that a child finds all lazy imports done
+    print("ready", flush=True)
+    for line in sys.stdin:
+        options = json.loads(line)
+        delay = options.pop("kill_after", None)
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                with open(options.pop("stderr"), "a") as file:
+                    os.dup2(file.fileno(), 2)
+                print(json.dumps(train(options)), file=sys.stderr, flush=True)
+                code = 0
+            except BaseException as error:
+                print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+            finally:
+                os._exit(code)
+        if delay is None:
+            print(child, flush=True)
+        else:
+            time.sleep(delay)
+            os.kill(child, signal.SIGKILL)  # not waited for yet, so the number is still its own
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    if sys.argv[1] == "serve":
+        serve()
+    else:
+        result = train(json.loads(sys.argv[2]))
+        if result:
+            print(json.dumps(result), flush=True)
