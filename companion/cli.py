@@ -10,6 +10,7 @@ import io
 import json
 import logging
 import os
+import re
 import shlex
 import sys
 import warnings
@@ -145,6 +146,11 @@ class ListOptions:
     json: str | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class FetchOptions:
+    """There are none."""
+
+
 T = TypeVar("T")
 
 
@@ -196,81 +202,108 @@ def _unknown_flag(name: str, known: Iterable[str], prog: str) -> str:
 
 
 def _first_lines(box: str) -> str:
-    """Takes what matters out of the box that tyro draws around an error: all above its first rule."""
+    """Takes what matters out of the box that tyro draws around an error: what stands between its first two rules."""
     lines = []
-    for line in box.splitlines()[1:]:
+    for line in box.splitlines()[1:]:  # the first is the box's title
         text = line.strip("│ ")
-        if text.startswith(("─", "╰")):
-            break
+        if text and not text.strip("─-╰╯"):
+            if lines:
+                break
+            continue
         lines.append(text)
     message = " ".join(lines).strip()
-    message = message.removeprefix("Error parsing ").replace("Unrecognized options:", "unexpected:")
+    for pattern, replacement in PLAINER.items():
+        message = re.sub(pattern, replacement, message)
     return message if message.endswith(".") else f"{message}."
+
+
+# What tyro says, and what we say.
+PLAINER = {
+    r"^Error parsing ": "",
+    r"^Unrecognized options:": "unexpected:",
+    r"invalid literal for int\(\) with base 10: (.*)": r"\1 is no whole number",
+    r"could not convert string to float: (.*)": r"\1 is no number",
+    r"no type matching \{None\}\|(\w+) could be instantiated from \[(.*?)\].*": r"\2 is neither None nor \1",
+    r" Expected 1 values\.": "",
+}
 
 
 # --- Commands -----------------------------------------------------------------------------------------------------
 
+# tyro keeps paragraphs but not lines, so in what it shows each line is a paragraph.
+
 TRAIN = """Trains a network by a recipe, and writes its checkpoint.
 
-usage: companion train RECIPE [FLAGS]     (companion train RECIPE --help shows all flags)
+usage: companion train RECIPE [FLAGS]
+companion train RECIPE --help shows the flags, among them every setting of the recipe.
 
 examples:
   companion train digit-cnn
   companion train digit-cnn --data digits --steps 300 --output /tmp/mine
+  companion train digit-cnn --data ~/pictures --image-size 28 --output /tmp/mine
   companion train digit-cnn --output /tmp/mine --resume
-  companion train digit-cnn --devices 4 --precision bf16-mixed
-  torchrun --nnodes 2 --nproc-per-node 4 -m companion train digit-cnn --nodes 2 --devices 4
-  srun --nodes 2 --ntasks-per-node 4 companion train digit-cnn --nodes 2 --devices 4
+  companion train digit-cnn --devices 2
+  torchrun --nproc-per-node 8 -m companion train digit-cnn
+  srun --nodes 2 --ntasks-per-node 8 companion train digit-cnn
 
 recipes:
 """
 
+TRAIN_ONE = """{about}
+
+example: companion train {name} --data digits --steps 300 --output /tmp/mine
+
+The first flags are the run's, those from --steps on the recipe's."""
+
 SAMPLE = """Draws images from a checkpoint.
 
-usage: companion sample CHECKPOINT [FLAGS]
+CHECKPOINT is the name of one that ships (companion list lists them), or the path of a .safetensors file with its card
+beside it.
 
-CHECKPOINT is the name of one that ships (companion list), or the path of a .safetensors file with its card beside it.
-example: companion sample runs/vae/vae.safetensors --n 64 --out grid.png
-"""
+example: companion sample runs/vae/vae.safetensors --n 64 --out grid.png"""
 
 EVALUATE = """Measures a checkpoint by all that applies to it, on images that it has not seen.
 
-usage: companion evaluate CHECKPOINT [FLAGS]
+CHECKPOINT is the name of one that ships (companion list lists them), or the path of a .safetensors file with its card
+beside it.
 
-CHECKPOINT is the name of one that ships (companion list), or the path of a .safetensors file with its card beside it.
-example: companion evaluate digit-cnn --json numbers.json
-"""
+example: companion evaluate digit-cnn --json numbers.json"""
 
-FETCH = """Downloads a data set, verifies it and keeps it for later.
-
-usage: companion fetch DATASET
+FETCH = """Downloads a data set, verifies it and keeps it for later, in the folder that COMPANION_DATA names or in the
+user's cache folder.
 
 example: companion fetch mnist
 
-data sets:
-"""
+data sets: """ + ", ".join(DATASETS)
 
 LIST = """Lists the recipes, the checkpoints that ship, with their numbers, and the data sets.
 
-usage: companion list [--json FILE]
-"""
+example: companion list --json numbers.json"""
 
 
-def _subject(arguments: Sequence[str], what: str, about: str) -> tuple[str, list[str]]:
-    """Takes the name that a command is about from its arguments; asked for help without one, prints it.
+def _subject(arguments: Sequence[str], prog: str) -> str:
+    """Returns the name that a command is about, which comes first.
 
     Raises:
         UsageError: if there is none.
-        SystemExit: after the help.
     """
-    if not arguments or arguments[0] in ("-h", "--help"):
-        if arguments:
-            print(about.rstrip())
-            raise SystemExit(DONE)
-        raise UsageError(f"{what} is missing. {about.splitlines()[2]}")
+    command, what = prog.rsplit(" ", 1)
+    if not arguments:
+        raise UsageError(f"{what} is missing: {prog} [FLAGS]. See {command} --help.")
     if arguments[0].startswith("-"):
-        raise UsageError(f"{what} comes before the flags. {about.splitlines()[2]}")
-    return arguments[0], list(arguments[1:])
+        raise UsageError(
+            f"{what} comes before the flags: {prog} [FLAGS], got {arguments[0]!r}. See {command} --help."
+        )
+    return arguments[0]
+
+
+def _parsed(arguments: Sequence[str], default: T, prog: str, about: str) -> tuple[str, T]:
+    """Reads a command line of a name and flags; answers `--help` also where the name is missing."""
+    if any(a in ("-h", "--help") for a in arguments):
+        parse([default], ["--help"], prog, about)
+    name = _subject(arguments, prog)
+    (options,) = parse([default], arguments[1:], prog, about)
+    return name, options
 
 
 def _summary(thing: object) -> str:
@@ -281,12 +314,17 @@ def train(arguments: Sequence[str]) -> int:
     """Runs `companion train`."""
     width = max(map(len, RECIPES))
     about = TRAIN + "\n".join(f"  {k:<{width}}  {_summary(r)}" for k, r in RECIPES.items())
-    name, rest = _subject(arguments, "the recipe's name", about)
+    if list(arguments[:1]) in (["-h"], ["--help"]):
+        print(about)
+        return DONE
+    name = _subject(arguments, "companion train RECIPE")
     if name not in RECIPES:
         raise unknown_name("recipe", name, RECIPES, "companion list says more of each.")
     recipe = RECIPES[name]
-    description = f"{_summary(recipe)}\n\nIts flags begin where those of the run end: --steps."
-    options, recipe = parse([TrainOptions(), recipe], rest, f"companion train {name}", description)
+    description = TRAIN_ONE.format(about=_summary(recipe), name=name)
+    options, recipe = parse(
+        [TrainOptions(), recipe], arguments[1:], f"companion train {name}", description
+    )
     # torchrun starts a process that died again with the command of its first start.
     restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
     output = options.output or Path("runs") / name
@@ -324,8 +362,7 @@ def _again(arguments: Sequence[str]) -> str:
 
 def sample(arguments: Sequence[str]) -> int:
     """Runs `companion sample`."""
-    name, rest = _subject(arguments, "the checkpoint", SAMPLE)
-    (options,) = parse([SampleOptions()], rest, f"companion sample {name}", SAMPLE)
+    name, options = _parsed(arguments, SampleOptions(), "companion sample CHECKPOINT", SAMPLE)
     for flag in ("n", "columns", "batch_size", "devices"):
         if getattr(options, flag) < 1:
             raise UsageError(
@@ -384,8 +421,7 @@ def _write_images(images: torch.Tensor, out: Path, columns: int) -> None:
 
 def evaluate(arguments: Sequence[str]) -> int:
     """Runs `companion evaluate`."""
-    name, rest = _subject(arguments, "the checkpoint", EVALUATE)
-    (options,) = parse([EvaluateOptions()], rest, f"companion evaluate {name}", EVALUATE)
+    name, options = _parsed(arguments, EvaluateOptions(), "companion evaluate CHECKPOINT", EVALUATE)
     if options.devices < 1:
         raise UsageError(f"--devices must be at least 1, got {options.devices}.")
     card = load_card(name)
@@ -529,9 +565,7 @@ def _listing(content: dict[str, Any]) -> str:
 
 def fetch(arguments: Sequence[str]) -> int:
     """Runs `companion fetch`."""
-    about = FETCH + "\n".join(f"  {name}" for name in DATASETS)
-    name, rest = _subject(arguments, "the data set's name", about)
-    parse([], rest, f"companion fetch {name}", about)
+    name, _ = _parsed(arguments, FetchOptions(), "companion fetch DATASET", FETCH)
     train_set, test_set = load(name, "train"), load(name, "test")
     where = cache_folder() / name if name in SOURCES else "the package itself; nothing to download"
     print(f"{name}: {len(train_set):,} training and {len(test_set):,} test images, from {where}")

@@ -132,7 +132,7 @@ class Evaluator:
             one, and the number of samples, on which all of these depend. Where the reference holds no digits, of
             which that classifier knows nothing, only sharpness.
         """
-        digits = reference.name in ("digits", "mnist")
+        digits = reference.name in ("digits", "mnist") and reference.split != "all"
 
         def rows(x: Tensor) -> Tensor:
             sharp = sharpness(x).float()[:, None]
@@ -195,8 +195,12 @@ class Evaluator:
             draws: how often they are drawn anew.
 
         Returns:
-            The mean accuracy over the draws, and its standard deviation.
+            The mean accuracy over the draws, and its standard deviation; nothing where the classes cannot share the
+            labels evenly, or one has too few images, as may be with images of your own.
         """
+        counts = train.labels.unique(return_counts=True)[1]
+        if labels % len(counts) or int(counts.min()) * len(counts) < labels or len(counts) < 2:
+            return {}
         a, b = (
             self.each(lambda x, _: encode(x).flatten(1), data, "probe") for data in (train, test)
         )

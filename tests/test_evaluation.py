@@ -202,6 +202,12 @@ def test_a_probe_on_pixels_is_far_above_chance(held_out):
     assert 0.5 < found["digits/test linear probe accuracy, 50 labels"] < 0.9
 
 
+@pytest.mark.parametrize("labels", [45, 2000])
+def test_no_probe_where_the_labels_cannot_be_shared_out(held_out, labels):
+    few = held_out[::10]
+    assert Evaluator().linear_probe(lambda x: x, few, few, labels=labels) == {}
+
+
 def test_labels_are_drawn_evenly_and_anew():
     labels = torch.arange(10).repeat(30)
     first = labelled(labels, 50, derive(0, "labels", 0))

@@ -1,7 +1,9 @@
 """Every command and every program in the README works as it stands there."""
 
+import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -13,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from chromium import find_chromium
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -174,6 +177,101 @@ def run_install(copy):
         check=True,
     )
     assert Path(result.stdout.strip()).is_relative_to(target)
+    script = target / "bin" / "companion"
+    environment = {**os.environ, "PYTHONPATH": str(target)}
+    listing = subprocess.run([script, "list"], env=environment, capture_output=True, text=True)
+    assert "digit-cnn" in listing.stdout, listing.stderr
+
+
+def companion(copy: Path, command: str, code: int = 0, **env: str) -> str:
+    """Runs one of the README's commands as it stands, in the copy's folder; returns what it prints."""
+    words = shlex.split(command)
+    # The scripts of the environment, by the modules that they call, as it may not be activated.
+    module = {"companion": "companion", "torchrun": "torch.distributed.run"}[words[0]]
+    result = subprocess.run(
+        [sys.executable, "-m", module, *words[1:]],
+        cwd=copy,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **env},
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert result.returncode == code, result.stderr
+    return result.stdout + result.stderr
+
+
+def run_list(copy):
+    assert "digit-cnn: DigitCNN, 102,826 parameters" in companion(copy, "companion list")
+
+
+TRAIN = (
+    "companion train vae --data digits --architecture mlp --iwae 0 --steps 300 --output runs/mine"
+)
+
+
+def trained(copy) -> Path:
+    """The checkpoint that the README's training makes, made once."""
+    path = copy / "runs" / "mine" / "vae.safetensors"
+    if not path.exists():
+        said = companion(copy, TRAIN)
+        assert "FID" in said
+        assert "runs/mine/vae.safetensors" in said
+    return path
+
+
+def run_train(copy):
+    card = json.loads(trained(copy).with_suffix(".json").read_text(encoding="utf-8"))
+    assert card["steps"] == 300
+
+
+def run_resume(copy):
+    before = trained(copy).read_bytes()
+    companion(copy, f"{TRAIN} --resume")
+    assert trained(copy).read_bytes() == before
+
+
+def run_evaluate(copy):
+    trained(copy)
+    companion(copy, "companion evaluate runs/mine/vae.safetensors --json numbers.json")
+    numbers = json.loads((copy / "numbers.json").read_text(encoding="utf-8"))
+    assert numbers["metrics"]["FID"] > 0
+
+
+def run_sample(copy):
+    trained(copy)
+    companion(copy, "companion sample runs/mine/vae.safetensors --n 64 --out grid.png")
+    assert Image.open(copy / "grid.png").size == (8 * 30 - 2, 8 * 30 - 2)
+
+
+def run_evaluate_shipped(copy):
+    assert "digits/test accuracy" in companion(copy, "companion evaluate digit-cnn")
+
+
+def run_fetch(copy):
+    # Tests do without the internet: what must be right is the advice for those who have none either.
+    proxies = dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:9")
+    data = str(copy / "data")
+    said = companion(copy, "companion fetch mnist", code=1, COMPANION_DATA=data, **proxies)
+    assert f"{data}/mnist/train-images-idx3-ubyte.gz" in said
+
+
+def two_processes(command: str):
+    def run_it(copy):
+        folder = copy / command.split()[-1]
+        companion(copy, command)
+        card = json.loads((folder / "digit-cnn.json").read_text(encoding="utf-8"))
+        assert card["steps"] == 20
+        assert "2 processes" in card["device"]
+
+    return run_it
+
+
+DEVICES = "companion train digit-cnn --data digits --steps 20 --devices 2 --output runs/two"
+TORCHRUN = (
+    "torchrun --nproc-per-node 2 --max-restarts 3 -m companion train digit-cnn --data digits --steps 20 "
+    "--output runs/three"
+)
 
 
 def run_one_notebook(copy):
@@ -217,6 +315,15 @@ RUNS = {
     "make pdf": run_pdf,
     "make lab": run_lab,
     "pip install .": run_install,
+    "companion list": run_list,
+    TRAIN: run_train,
+    "companion evaluate runs/mine/vae.safetensors --json numbers.json": run_evaluate,
+    "companion sample runs/mine/vae.safetensors --n 64 --out grid.png": run_sample,
+    "companion evaluate digit-cnn": run_evaluate_shipped,
+    "companion fetch mnist": run_fetch,
+    f"{TRAIN} --resume": run_resume,
+    DEVICES: two_processes(DEVICES),
+    TORCHRUN: two_processes(TORCHRUN),
     "make notebooks ONLY=05-psnr": run_one_notebook,
     "make notebooks": run_notebooks,
     "make bench": run_bench,
@@ -258,12 +365,20 @@ def test_environment_is_set_up_once(tmp_path):
     assert "pip install" in plan()
 
 
-@pytest.mark.parametrize("program", blocks("python"))
-def test_program(program, capsys):
+@pytest.mark.parametrize(("program", "lines"), zip(blocks("python"), (3, 1), strict=True))
+def test_program(program, lines, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     exec(compile(program, "README.md", "exec"), {})
     printed = capsys.readouterr().out
     assert re.search(r"FID \d+\.\d", printed)
-    assert len(printed.splitlines()) == 3
+    assert len(printed.splitlines()) == lines
+
+
+def test_exit_codes_are_those_of_the_command():
+    from companion.cli import EXIT_CODES
+
+    codes = dict(re.findall(r"^\| (\d+) \| (.+) \|$", README, re.M))
+    assert codes == dict(re.findall(r"^  (\d+) +(.+)$", EXIT_CODES, re.M))
 
 
 def test_links_lead_somewhere():
