@@ -35,7 +35,7 @@ from companion.data.downloads import SOURCES, cache_folder
 from companion.errors import unknown_name
 from companion.evaluation import Evaluator
 from companion.files import write_atomically
-from companion.recipes import RECIPES, Interrupted, make_checkpoint, recipe_of
+from companion.recipes import RECIPES, Interrupted, finite, make_checkpoint, recipe_of
 from companion.training import DiskFullError, DivergedError, RunError, StateError, launch
 
 DONE, FAILED, WRONG_USAGE, DIVERGED = 0, 1, 2, 3
