@@ -192,7 +192,7 @@ def test_tensorboard(worker, folder):
 
 def test_tensorboard_that_is_not_installed(worker, folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(RunError, match="TensorBoard is not installed.*pip install tensorboard"):
+    with pytest.raises(RunError, match=r"TensorBoard is not installed.*pip install tensorboard"):
         run(worker.trainer("denoiser"), folder, tensorboard=True, **QUIET)
 
 
@@ -202,7 +202,7 @@ def test_tensorboard_that_is_not_installed(worker, folder, monkeypatch):
 def test_a_folder_in_use_is_not_written_over(worker, folder):
     run(worker.trainer("denoiser", steps=2), folder, **QUIET)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    with pytest.raises(RunError, match="holds a run already. Resume it"):
+    with pytest.raises(RunError, match=r"holds a run already\. Resume it"):
         run(worker.trainer("denoiser", steps=2), folder, **QUIET)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
@@ -241,7 +241,7 @@ def test_other_data_are_named(worker, folder):
     run(worker.trainer("denoiser", steps=2), folder, **QUIET)
     training = worker.trainer("denoiser", steps=2)
     training.data = tuple(t[:50] for t in training.data)
-    with pytest.raises(RunError, match="data's tensors: .*96, 1, 8, 8.* → .*50, 1, 8, 8"):
+    with pytest.raises(RunError, match=r"data's tensors: .*96, 1, 8, 8.* → .*50, 1, 8, 8"):
         run(training, folder, resume=True, **QUIET)
 
 

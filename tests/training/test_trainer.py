@@ -1,0 +1,433 @@
+"""The loop: equal to one written by hand, exact to resume, and honest about what goes wrong."""
+
+import copy
+import math
+import os
+import shutil
+
+import pytest
+import torch
+from lightning_fabric import Fabric
+from torch import nn
+
+from companion.data import ImageDataset, load, to_float
+from companion.randomness import Rows, derive, initialisation, normal
+from companion.training import (
+    EMA,
+    BatchOrder,
+    DivergedError,
+    Objective,
+    Phase,
+    Trainer,
+    TrainingSettings,
+    learning_rate_factor,
+    minimise,
+    train,
+)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Sums in one order, whatever the machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def state_bits(value) -> object:
+    """A nested state with its tensors as bytes, to be compared with ==."""
+    if isinstance(value, torch.Tensor):
+        return value.dtype, tuple(value.shape), value.detach().contiguous().numpy().tobytes()
+    if isinstance(value, dict):
+        return {key: state_bits(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [state_bits(item) for item in value]
+    return value
+
+
+# ---------------------------------------------------------------- against a loop written by hand
+
+
+@pytest.mark.parametrize("clip", [None, 0.3])
+def test_a_loop_written_by_hand_gives_the_same_bits(worker, clip):
+    data, settings = (
+        worker.images(),
+        TrainingSettings(
+            steps=20,
+            batch_size=16,
+            learning_rate=3e-3,
+            weight_decay=0.1,
+            beta2=0.95,
+            clip=clip,
+            ema=0.9,
+        ),
+    )
+    objective = worker.denoiser()
+    trainer = Trainer(objective, data, settings)
+    losses = [event.loss for event in trainer]
+
+    network = worker.denoiser().network
+    average = copy.deepcopy(network)
+    optimiser = torch.optim.AdamW(
+        network.parameters(), lr=3e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True
+    )
+    order = BatchOrder(96, 16, 0)
+    expected = []
+    for step in range(20):
+        images = data[0][order.indices(step)]
+        loss = network.loss(to_float(images), derive(0, "loss", step))["loss"]
+        optimiser.zero_grad()
+        loss.backward()
+        if clip:
+            nn.utils.clip_grad_norm_(network.parameters(), clip)
+        optimiser.param_groups[0]["lr"] = 3e-3 * learning_rate_factor(step, settings)
+        optimiser.step()
+        decay = min(0.9, (1 + step) / (10 + step)) if step else 0.0
+        with torch.no_grad():
+            for slow, fast in zip(average.parameters(), network.parameters(), strict=True):
+                slow.lerp_(fast, 1 - decay)
+        expected.append(float(loss.detach()))
+    assert losses == expected
+    assert state_bits(objective.network.state_dict()) == state_bits(network.state_dict())
+    assert state_bits(trainer.network.state_dict()) == state_bits(average.state_dict())
+
+
+def test_the_short_form_is_the_long_one(worker):
+    settings = TrainingSettings(steps=6, batch_size=16)
+    network, shown = worker.denoiser().network, []
+    losses = train(
+        network,
+        lambda b, s: network.loss(to_float(b[0]), s),
+        worker.images(),
+        settings,
+        every=2,
+        show=lambda progress: shown.append((progress.step, progress.loss)),
+    )
+    trainer = Trainer(worker.denoiser(), worker.images(), settings)
+    assert losses == [event.loss for event in trainer]
+    assert shown == [(step, losses[step - 1]) for step in (2, 4, 6)]
+    assert not network.training
+
+
+def test_accumulating_over_parts_gives_the_same_training(worker):
+    """Up to the order of sums: the noise is that of the whole batch."""
+    whole, parts = (worker.trainer("denoiser", steps=10, accumulate=n) for n in (1, 4))
+    losses = [[event.loss for event in trainer] for trainer in (whole, parts)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-6)
+    torch.testing.assert_close(
+        whole.network.state_dict(), parts.network.state_dict(), rtol=0, atol=1e-6
+    )
+
+
+def test_data_as_a_dataset_and_as_tensors():
+    digits = load("digits")[:100]
+    seen = []
+
+    def loss(batch, source):
+        seen.append([tuple(t.shape) for t in batch] + [t.dtype for t in batch])
+        return {"loss": network(to_float(batch[0]).flatten(1)).square().mean()}
+
+    network = nn.Linear(784, 1)
+    settings = TrainingSettings(steps=1, batch_size=10)
+    for data in (digits, (digits.images, digits.labels)):
+        list(Trainer(minimise(network, loss), data, settings))
+    assert seen == [[(10, 1, 28, 28), (10,), torch.uint8, torch.int64]] * 2
+
+
+# ---------------------------------------------------------------- phases
+
+
+class Two(nn.Module):
+    """Two weights that both enter both losses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Parameter(torch.tensor(1.0))
+        self.b = nn.Parameter(torch.tensor(2.0))
+
+    def loss(self, sign: float):
+        return lambda batch, source: {"loss": sign * self.a * self.b}
+
+
+def two(every: int = 1, rate: float | None = None) -> tuple[Two, Trainer]:
+    network = Two()
+    phases = (
+        Phase("down", [network.a], network.loss(1.0)),
+        Phase("up", [network.b], network.loss(-1.0), learning_rate=rate, every=every),
+    )
+    settings = TrainingSettings(
+        steps=4, batch_size=1, learning_rate=0.1, warmup=0.0, decay="constant"
+    )
+    return network, Trainer(Objective(network, phases), (torch.zeros(4),), settings)
+
+
+def test_a_phase_trains_its_own_parameters_only():
+    network, trainer = two()
+    trainer.advance()
+    # Adam's first step is the learning rate, down in a and, as the second loss is −ab, up in b.
+    assert float(network.a) == pytest.approx(0.9)
+    assert float(network.b) == pytest.approx(2.1)
+    # In turn: the second phase saw what the first had done, and gave no gradient to a.
+    assert float(network.a.grad) == 2.0
+    assert float(network.b.grad) == pytest.approx(-0.9)
+
+
+def test_a_phase_of_every_second_step_and_its_own_rate():
+    network, trainer = two(every=2, rate=0.5)
+    seen = []
+    for event in trainer:
+        seen.append((round(float(network.b), 3), "up/loss" in event.values))
+        assert event["down/loss"] == event.loss
+    # Adam's bias-corrected step is about the rate as long as the gradient hardly changes.
+    assert [value for value, _ in seen] == pytest.approx([2.5, 2.5, 3.0, 3.0], abs=0.06)
+    assert [turn for _, turn in seen] == [True, False, True, False]
+
+
+def test_objectives_that_make_no_sense():
+    phase = Phase("a", [nn.Parameter(torch.ones(1))], lambda b, s: {})
+    with pytest.raises(ValueError, match=r"phases with different names, got \[\]"):
+        Objective(nn.Linear(1, 1), ())
+    with pytest.raises(ValueError, match=r"different names, got \['a', 'a'\]"):
+        Objective(nn.Linear(1, 1), (phase, phase))
+    with pytest.raises(ValueError, match="at every step"):
+        Objective(nn.Linear(1, 1), (Phase("a", [], lambda b, s: {}, every=2),))
+
+
+def test_a_loss_without_a_loss():
+    network = nn.Linear(1, 1)
+    objective = minimise(network, lambda b, s: {"mse": network(b[0]).mean()})
+    trainer = Trainer(objective, (torch.ones(4, 1),), TrainingSettings(batch_size=4))
+    with pytest.raises(ValueError, match=r"phase 'loss' returned \['mse'\], but no 'loss'"):
+        trainer.advance()
+
+
+# ---------------------------------------------------------------- randomness and resuming
+
+
+def test_global_randomness_is_used_and_put_back(worker):
+    """Dropout draws from torch's own generator: a function of seed and step here, and without a trace."""
+    before = torch.default_generator.get_state()
+    first = worker.trainer("everything", steps=3)
+    list(first)
+    assert torch.equal(torch.default_generator.get_state(), before)
+    torch.rand(5)
+    second = worker.trainer("everything", steps=3)
+    list(second)
+    assert state_bits(first.state_dict()) == state_bits(second.state_dict())
+    other = worker.trainer("everything", steps=3, seed=1)
+    list(other)
+    assert state_bits(first.state_dict()) != state_bits(other.state_dict())
+
+
+@pytest.mark.parametrize("name", ["everything", "denoiser"])
+@pytest.mark.parametrize("stop", [1, 4, 7])
+def test_a_state_goes_on_exactly(worker, name, stop):
+    """Channels last, the fused optimiser, dropout, batch statistics, averages and two phases included."""
+    whole = worker.trainer(name, steps=8)
+    list(whole)
+    part = worker.trainer(name, steps=8)
+    for _ in range(stop):
+        part.advance()
+    saved = copy.deepcopy(part.state_dict())
+    kept = state_bits(saved)
+    rest = worker.trainer(name, steps=8)
+    with torch.no_grad():
+        for parameter in rest.objective.network.parameters():
+            parameter.add_(1.0)  # so that nothing is right by chance
+    rest.load_state_dict(saved)
+    list(rest)
+    assert rest.step == 8
+    assert state_bits(rest.state_dict()) == state_bits(whole.state_dict())
+    assert state_bits(saved) == kept, "training on must not change what was loaded"
+
+
+def test_evaluation_between_steps_changes_nothing(worker):
+    plain, watched = (worker.trainer("everything", steps=5) for _ in range(2))
+    list(plain)
+    for _ in watched:
+        watched.objective.network.eval()
+        watched.network.sample(3, derive(5))
+    assert state_bits(plain.state_dict()) == state_bits(watched.state_dict())
+
+
+def test_states_of_something_else(worker):
+    saved = worker.trainer("everything").state_dict()
+    with pytest.raises(ValueError, match=r"phases \['critic', 'generator'\] and an average"):
+        worker.trainer("denoiser").load_state_dict(saved)
+    with pytest.raises(ValueError, match="an average of the weights, which is not"):
+        worker.trainer("denoiser", ema=None).load_state_dict(
+            worker.trainer("denoiser").state_dict()
+        )
+    network = nn.Linear(2, 2)
+    other = Trainer(
+        minimise(network, lambda b, s: {}),
+        (torch.ones(4, 2),),
+        TrainingSettings(batch_size=4, ema=0.9),
+    )
+    with pytest.raises(ValueError, match="weights are of another network"):
+        other.load_state_dict(worker.trainer("denoiser").state_dict())
+
+
+def test_the_rows_that_a_loss_sees():
+    seen = []
+
+    def loss(batch, source):
+        seen.append((source.start, source.stop, source.total, batch[0].tolist()))
+        assert isinstance(source, Rows)
+        return {"loss": network(batch[0][:, None]).mean()}
+
+    network = nn.Linear(1, 1)
+    settings = TrainingSettings(steps=1, batch_size=6, accumulate=3)
+    Trainer(minimise(network, loss), (torch.arange(8.0),), settings).advance()
+    assert [rows[:3] for rows in seen] == [(0, 2, 6), (2, 4, 6), (4, 6, 6)]
+    assert [x for rows in seen for x in rows[3]] == BatchOrder(8, 6, 0).indices(0).tolist()
+
+
+# ---------------------------------------------------------------- precision, memory order, compilation
+
+
+def test_bf16(worker):
+    trainer = worker.trainer("everything", steps=6, precision="bf16-mixed", clip=None)
+    exact = worker.trainer("everything", steps=6, clip=None)
+    types = set()
+    trainer.objective.network.critic[0].register_forward_hook(
+        lambda module, inputs, output: types.add(output.dtype)
+    )
+    losses = [[event.loss for event in t] for t in (trainer, exact)]
+    assert types == {torch.bfloat16}
+    assert all(p.dtype == torch.float32 for p in trainer.objective.network.parameters())
+    # 8 bits of a mantissa: three digits.
+    assert losses[0] == pytest.approx(losses[1], rel=0.03)
+    assert losses[0] != losses[1]
+
+
+def test_channels_last(worker):
+    layouts = set()
+    last = worker.trainer("everything", steps=4)
+    last.objective.network.critic[0].register_forward_hook(
+        lambda m, x, y: layouts.add(
+            (x[0].is_contiguous(memory_format=torch.channels_last), y.stride()[1])
+        )
+    )
+    first = worker.trainer("everything", steps=4, channels_last=False)
+    for trainer in (last, first):  # dropout fills its masks in the order of memory
+        for module in trainer.objective.network.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+    losses = [[event.loss for event in t] for t in (last, first)]
+    assert layouts == {(True, 1)}
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+
+
+@pytest.mark.skipif(not shutil.which(os.environ.get("CXX", "g++")), reason="needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore:.*script_method.*deprecated:DeprecationWarning")  # torch's own
+def test_compiled_networks_train_alike(worker):
+    plain, compiled = (worker.trainer("denoiser", steps=3, compile=c) for c in (False, True))
+    names = set(plain.objective.network.state_dict())
+    assert set(compiled.objective.network.state_dict()) == names
+    assert compiled.objective.network.layers._compiled_call_impl is not None
+    losses = [[event.loss for event in t] for t in (plain, compiled)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+
+
+# ---------------------------------------------------------------- what goes wrong
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_loss_that_becomes_infinite_or_no_number(value):
+    network = nn.Linear(1, 1)
+
+    def loss(batch, source):
+        factor = value if trainer.step == 2 else 1.0
+        value_of_batch = network(batch[0]).square().mean() * factor
+        return {"loss": value_of_batch, "other": torch.tensor(math.nan)}
+
+    trainer = Trainer(minimise(network, loss), (torch.ones(4, 1),), TrainingSettings(batch_size=4))
+    trainer.advance()
+    trainer.advance()
+    with pytest.raises(DivergedError, match=r"not finite at step 3\. Try a lower") as caught:
+        trainer.advance()
+    assert caught.value.step == 3
+
+
+def test_a_check_that_comes_late_names_the_first_step():
+    """As on a GPU, where reading the loss at every step would make it wait."""
+    network = nn.Linear(1, 1)
+
+    def loss(batch, source):
+        return {"loss": network(batch[0]).mean() * (math.nan if trainer.step >= 4 else 1.0)}
+
+    trainer = Trainer(minimise(network, loss), (torch.ones(4, 1),), TrainingSettings(batch_size=4))
+    trainer._check_every = 20
+    with pytest.raises(DivergedError) as caught:
+        list(trainer)
+    assert (trainer.step, caught.value.step) == (20, 5)
+
+
+def test_batches_that_cannot_be_divided(worker):
+    with pytest.raises(
+        ValueError, match=r"batch_size is 16, which 1 processes × 3 .* multiple of 3"
+    ):
+        worker.trainer("denoiser", accumulate=3)
+    with pytest.raises(ValueError, match="batch_size is 97, but there are only 96"):
+        worker.trainer("denoiser", batch_size=97)
+
+
+def test_data_of_different_lengths():
+    with pytest.raises(ValueError, match=r"differ in length: \[4, 5\]"):
+        Trainer(
+            minimise(nn.Linear(1, 1), lambda b, s: {}),
+            (torch.ones(4, 1), torch.ones(5)),
+            TrainingSettings(batch_size=2),
+        )
+
+
+def test_a_fabric_of_another_precision(worker):
+    with pytest.raises(ValueError, match="ask for bf16-mixed, but the fabric has another"):
+        worker.trainer("denoiser", Fabric(accelerator="cpu", devices=1), precision="bf16-mixed")
+
+
+def test_the_network_to_use_is_the_average(worker):
+    trainer = worker.trainer("denoiser")
+    assert isinstance(trainer.ema, EMA)
+    assert trainer.network is trainer.ema.network
+    plain = worker.trainer("denoiser", ema=None)
+    assert plain.network is plain.objective.network
+
+
+def test_means_of_values(worker):
+    trainer = worker.trainer("denoiser")
+    assert trainer.mean({}) == {}
+    assert trainer.mean({"a": torch.tensor(2.0), "b": torch.tensor(3)}) == {"a": 2.0, "b": 3.0}
+
+
+def test_it_learns():
+    """A line: y = 2x − 1 with noise, to the least squares solution."""
+    with initialisation(0):
+        network = nn.Linear(1, 1)
+    x = normal((200, 1), derive(0, "x"))
+    y = 2 * x - 1 + 0.1 * normal((200, 1), derive(0, "y"))
+    losses = train(
+        network,
+        lambda batch, source: {"loss": (network(batch[0]) - batch[1]).square().mean()},
+        (x, y),
+        TrainingSettings(steps=400, batch_size=200, learning_rate=0.05),
+    )
+    design = torch.cat([x, torch.ones_like(x)], dim=1)
+    slope, offset = torch.linalg.lstsq(design, y).solution.flatten().tolist()
+    assert float(network.weight) == pytest.approx(slope, abs=1e-3)
+    assert float(network.bias) == pytest.approx(offset, abs=1e-3)
+    assert losses[-1] < 0.02 < losses[0]
+
+
+def test_a_dataset_is_not_changed():
+    digits = load("digits")[:20]
+    before = digits.images.clone()
+    network = nn.Linear(784, 1)
+    objective = minimise(
+        network, lambda b, s: {"loss": network(to_float(b[0]).flatten(1)).square().mean()}
+    )
+    list(Trainer(objective, digits, TrainingSettings(steps=2, batch_size=5, channels_last=True)))
+    assert isinstance(digits, ImageDataset)
+    assert torch.equal(digits.images, before)
