@@ -7,8 +7,8 @@ References:
     Alain & Bengio, What Regularized Auto-Encoders Learn from the Data-Generating Distribution, 2014:
         (r(x) − x)/σ² → ∇ log p(x) as σ → 0.
     Robbins, 1956, and Miyasawa, 1961 (Tweedie's formula): E[x | x̃] = x̃ + σ² ∇ log p_σ(x̃), for every σ.
-    Kadkhodaie & Simoncelli, Solving Linear Inverse Problems Using the Prior Implicit in a Denoiser, 2021: one
-        denoiser for all noise levels that is not told the level.
+    Kadkhodaie & Simoncelli, Stochastic Solutions for Linear Inverse Problems Using the Prior Implicit in a
+        Denoiser, 2021: one denoiser for all noise levels that is not told the level, as a sampler.
 
 Which score: for Gaussian noise, (r(x̃) − x̃)/σ² of the optimal r is *exactly* the score of the noised density
 p_σ = p * N(0, σ²I), and the score of p itself only in the limit σ → 0, where learning it becomes hopeless.
@@ -49,8 +49,10 @@ def _chosen(x: Float[Tensor, "n *d"], share: Amount, source: Source) -> Bool[Ten
     shape = (len(x), 1, *x.shape[2:]) if x.ndim == 4 else tuple(x.shape)
     drawn = uniform(shape, source, x.device).flatten(1)
     count = (_column(share, drawn) * drawn.shape[1]).round()
-    # The rank of a uniform number among its fellows is a random permutation.
-    return (drawn.argsort(dim=1).argsort(dim=1) < count).reshape(shape)
+    # The places of the smallest uniform numbers are a random choice without replacement.
+    first = torch.arange(drawn.shape[1], device=x.device) < count
+    chosen = torch.zeros_like(drawn, dtype=torch.bool)
+    return chosen.scatter_(1, drawn.argsort(dim=1), first.expand_as(chosen)).reshape(shape)
 
 
 def gaussian_noise(
