@@ -112,20 +112,27 @@ class Recipe(TrainingSettings, ABC):
             ValueError: if there is neither a data set nor a folder of that name; the nearest is suggested.
             FileNotFoundError, DataError: as from `companion.data.load` and `companion.data.folder`.
         """
+        self._require_known()
         if self.own_images:
             return folder(self.data, size=self.image_size, channels=self.channels)
-        if self.data not in DATASETS:
-            remedy = "A folder or zip of images works too; write its path with a slash: ./name."
-            raise unknown_name("data", self.data, DATASETS, remedy)
         found = load(self.data, "train", root=root)
         return without_held_out(found) if self.data == "mnist" else found
+
+    def _require_known(self) -> None:
+        if not self.own_images and self.data not in DATASETS:
+            remedy = "A folder or zip of images works too; write its path with a slash: ./name."
+            raise unknown_name("data", self.data, DATASETS, remedy)
 
     def held_out(self, root: Root = None) -> ImageDataset:
         """Returns the images to measure on.
 
         For digits, whether `digits` or `mnist`, these are the book's 1,000; for the other data sets their test
         split; for images of your own, which have no split, those same images.
+
+        Raises:
+            ValueError, FileNotFoundError, DataError: as from `training_data`.
         """
+        self._require_known()
         if self.own_images:
             return self.training_data(root)
         if self.data in ("digits", "mnist"):
