@@ -241,7 +241,8 @@ def run_evaluate(copy):
 def run_sample(copy):
     trained(copy)
     companion(copy, "companion sample runs/mine/vae.safetensors --n 64 --out grid.png")
-    assert Image.open(copy / "grid.png").size == (8 * 30 - 2, 8 * 30 - 2)
+    with Image.open(copy / "grid.png") as picture:
+        assert picture.size == (8 * 30 - 2, 8 * 30 - 2)
 
 
 def run_evaluate_shipped(copy):
@@ -365,7 +366,7 @@ def test_environment_is_set_up_once(tmp_path):
     assert "pip install" in plan()
 
 
-@pytest.mark.parametrize(("program", "lines"), zip(blocks("python"), (3, 1), strict=True))
+@pytest.mark.parametrize(("program", "lines"), list(zip(blocks("python"), (3, 1), strict=True)))
 def test_program(program, lines, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     exec(compile(program, "README.md", "exec"), {})
