@@ -10,6 +10,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from companion.nn.convolutional import he_initialise
+
 
 class ResidualBlock(nn.Module):
     """x + convolution(silu(convolution(silu(x)))), 3×3 and equally wide."""
@@ -98,7 +100,7 @@ class ResidualDecoder(nn.Module):
 
 
 def mlp(sizes: tuple[int, ...]) -> nn.Sequential:
-    """Returns linear layers of the given sizes with SiLU between them.
+    """Returns linear layers of the given sizes with SiLU between them, with He initialisation.
 
     Raises:
         ValueError: if there are fewer than two sizes.
@@ -108,7 +110,9 @@ def mlp(sizes: tuple[int, ...]) -> nn.Sequential:
     layers: list[nn.Module] = []
     for inputs, outputs in itertools.pairwise(sizes):
         layers += [nn.Linear(inputs, outputs), nn.SiLU()]
-    return nn.Sequential(*layers[:-1])
+    network = nn.Sequential(*layers[:-1])
+    he_initialise(network)
+    return network
 
 
 __all__ = ["ResidualBlock", "ResidualDecoder", "ResidualEncoder", "mlp"]
