@@ -405,3 +405,43 @@ def test_training_lowers_the_bound_and_binarises_anew():
         TrainingSettings(steps=60, batch_size=32, learning_rate=3e-3),
     )
     assert sum(losses[-10:]) / 10 < 0.6 * losses[0]
+
+
+def test_recipe_trains_and_measures_in_nats_or_bits():
+    from dataclasses import replace
+
+    from companion.evaluation import Evaluator
+    from companion.recipes import RECIPES
+    from companion.training import Trainer
+
+    tiny = {"data": "digits", "steps": 3, "width": 2, "latent": 2, "batch_size": 8, "iwae": 2}
+    for options, unit in (({}, "−IWAE-2, nats"), ({"likelihood": "gaussian"}, "bits/dim, at most")):
+        recipe = replace(RECIPES["vae"], **tiny, **options)
+        trainer = Trainer(recipe.objective(digits()), digits(), recipe)
+        list(trainer)
+        metrics = recipe.evaluate(trainer.network, Evaluator(samples=20))
+        assert f"digits/test {unit}" in metrics
+        total = metrics["digits/test reconstruction, nats"] + metrics["digits/test KL, nats"]
+        assert metrics["digits/test −ELBO, nats"] == pytest.approx(total, rel=1e-5)
+
+
+def digits():
+    from companion.data import load
+
+    return load("digits", "train")[:64]
+
+
+@torch.no_grad()
+def test_checkpoint_keeps_the_bounds_of_its_card():
+    from companion import load_checkpoint
+    from companion.checkpoints import load_card
+    from companion.data import load, to_float
+
+    model, card = load_checkpoint("vae"), load_card("vae")
+    x = to_float(load("digits", "test").images)
+    elbo = -model.elbo(x, seeded()).elbo
+    stated = card.metrics["digits/test −ELBO, nats"]
+    assert abs(elbo.mean() - stated) < 0.7
+    assert card.metrics["mnist/test −ELBO, nats"] <= 90
+    assert card.metrics["mnist/test −IWAE-50, nats"] <= 87
+    assert card.parameters <= 3_000_000
