@@ -432,7 +432,10 @@ def evaluate(arguments: Sequence[str]) -> int:
     evaluator = Evaluator(
         fabric, samples=options.samples, batch_size=options.batch_size, seed=options.seed
     )
-    metrics = finite(recipe.evaluate(load_checkpoint(name, fabric.device), evaluator))
+    network = load_checkpoint(name, fabric.device)
+    if options.data is not None:
+        _require_fitting(network, recipe.held_out().images, options.data)
+    metrics = finite(recipe.evaluate(network, evaluator))
     if fabric.global_rank != 0:
         return DONE
     content = {
@@ -458,6 +461,17 @@ def evaluate(arguments: Sequence[str]) -> int:
         )
     _write_json(content, options.json)
     return DONE
+
+
+def _require_fitting(network: nn.Module, images: torch.Tensor, data: str) -> None:
+    """Raises `UsageError` if a network takes images of another shape."""
+    channels, side = getattr(network, "channels", 1), getattr(network, "size", 28)
+    if tuple(images.shape[1:]) != (channels, side, side):
+        found = "×".join(str(n) for n in images.shape[1:])
+        raise UsageError(
+            f"the images of {data!r} are {found}, but this network takes {channels}×{side}×{side} (channels, rows, "
+            "columns)."
+        )
 
 
 def _write_json(content: object, to: str | None) -> None:

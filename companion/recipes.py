@@ -341,6 +341,10 @@ class DigitCNNRecipe(Recipe):
     shift: float = 2.0
 
     def build(self, dataset: ImageDataset) -> Objective:
+        if dataset.images.shape[1] != 1:
+            raise ValueError(
+                f"the digit classifier takes grey images, but {dataset.name!r} has {dataset.images.shape[1]} channels."
+            )
         network = DigitCNN(width=self.width, classes=len(dataset.classes))
 
         def loss(batch: Batch, source: Source) -> dict[str, Tensor]:

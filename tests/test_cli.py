@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -108,8 +109,6 @@ def test_every_command_has_help_with_an_example(command, capsys):
 def test_every_recipe_has_help_with_all_its_settings(name, capsys):
     assert main(["train", name, "--help"]) == 0
     said = capsys.readouterr().out
-    from dataclasses import fields
-
     for field in [*fields(recipes.RECIPES[name]), *fields(cli.TrainOptions())]:
         assert f"--{field.name.replace('_', '-')}" in said, field.name
 
@@ -439,6 +438,15 @@ def test_evaluation_on_other_data(pictures, trained, vae, capsys):
     assert content["data"] == str(pictures)
     assert "FID" not in content["metrics"]
     assert any(name.startswith("pictures/all") for name in content["metrics"])
+
+
+def test_data_of_another_shape(vae, capsys, tmp_path, monkeypatch):
+    colours = replace(load("digits", "test")[:20], images=torch.zeros(20, 3, 32, 32).byte())
+    monkeypatch.setattr(recipes, "load", lambda *_, **__: colours)
+    words = ["evaluate", str(vae), "--data", "cifar10"]
+    fails(capsys, words, cli.WRONG_USAGE, "'cifar10' are 3×32×32", "takes 1×28×28")
+    words = ["train", "digit-cnn", "--data", "cifar10", "--output", str(tmp_path)]
+    fails(capsys, words, cli.WRONG_USAGE, "takes grey images", "3 channels")
 
 
 def test_a_shipped_checkpoint_is_measured_offline(capsys, offline):
