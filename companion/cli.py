@@ -402,7 +402,7 @@ def _cannot_sample(card: Card) -> str:
     able = [n for n in checkpoint_names() if hasattr(_network_class(load_card(n)), "sample")]
     which = f"These can: {', '.join(able)}." if able else "None of the checkpoints that ship can."
     kind = card.model.rpartition(".")[2]
-    return f"{card.name!r} is a {kind}, which cannot draw images. {which}"
+    return f"{card.name!r} (a network of the class {kind}) cannot draw images. {which}"
 
 
 def _write_images(images: torch.Tensor, out: Path, columns: int) -> None:

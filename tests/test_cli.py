@@ -149,7 +149,7 @@ MISTAKES = {
     "train digit-cnn --data digits --batch-size 9 --accumulate 2": ["multiple of 2"],
     "sample": ["CHECKPOINT is missing"],
     "sample digit-cn": ["unknown checkpoint 'digit-cn'", "Did you mean 'digit-cnn'?"],
-    "sample digit-cnn": ["'digit-cnn' is a DigitCNN", "cannot draw images"],
+    "sample digit-cnn": ["'digit-cnn' (a network of the class DigitCNN) cannot draw images"],
     "sample digit-cnn --n 0": ["--n must be at least 1, got 0"],
     "sample digit-cnn --out grid.gif": ["--out must end in .png or .npy, got 'grid.gif'"],
     "evaluate digit-cn": ["unknown checkpoint 'digit-cn'"],
