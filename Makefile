@@ -40,6 +40,9 @@ notebooks: $(VENV)/.ready
 pdf: book
 	$(BIN)/python book/tools/pdf.py
 
+# Types are checked in the tests, at each call; here it would count as the package's own time.
+bench: export JAXTYPING_DISABLE := 1
+
 bench: $(VENV)/.ready
 	$(BIN)/python -m pytest tests/bench --override-ini "norecursedirs=.*" -s
 

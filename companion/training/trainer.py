@@ -8,6 +8,7 @@ on exactly, and two processes do what one does.
 """
 
 import contextlib
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -285,9 +286,10 @@ class Trainer:
                     f"the loss of phase {phase.name!r} returned {sorted(values)}, but no 'loss' to minimise."
                 )
             inputs = None if alone else list(phase.parameters)
-            (values["loss"] / parts).backward(inputs=inputs)
-            for name, value in values.items():
-                mean = value.detach() / parts
+            shares = values if parts == 1 else {k: v / parts for k, v in values.items()}
+            shares["loss"].backward(inputs=inputs)
+            for name, value in shares.items():
+                mean = value.detach()
                 sums[name] = sums[name] + mean if name in sums else mean
         if self._many:
             _average_gradients(self.fabric, phase.parameters)
@@ -340,15 +342,22 @@ class Trainer:
             _take_from_first(self.objective.network.buffers())
         if self.ema:
             self.ema.update(self.objective.network)
-        for name, value in values.items():
-            if name.split("/")[-1] == "loss":
-                bad = ~torch.isfinite(value) & (self._first_bad == 0)
-                self._first_bad = torch.where(bad, self.step, self._first_bad)
+        self._note_losses([v for k, v in values.items() if k.split("/")[-1] == "loss"])
         if self.step % self._check_every == 0 or self.step == self.settings.steps:
             self.check()
         return Progress(
             self.step, self.settings.steps, factor * self.settings.learning_rate, values
         )
+
+    def _note_losses(self, losses: Sequence[Tensor]) -> None:
+        """Remembers the first step at which a loss is not finite."""
+        if self._first_bad.device.type == "cpu":
+            if not all(math.isfinite(loss) for loss in losses) and not self._first_bad:
+                self._first_bad.fill_(self.step)
+            return
+        for loss in losses:  # without reading it, for which a GPU would have to be waited for
+            bad = ~torch.isfinite(loss) & (self._first_bad == 0)
+            self._first_bad = torch.where(bad, self.step, self._first_bad)
 
     def check(self) -> None:
         """Raises `DivergedError` if a loss of any process has not been finite so far; all must call it."""

@@ -166,8 +166,8 @@ def test_a_phase_trains_its_own_parameters_only():
     network, trainer = two()
     trainer.advance()
     # Adam's first step is the learning rate, down in a and, as the second loss is −ab, up in b.
-    assert float(network.a) == pytest.approx(0.9)
-    assert float(network.b) == pytest.approx(2.1)
+    assert network.a.item() == pytest.approx(0.9)
+    assert network.b.item() == pytest.approx(2.1)
     # In turn: the second phase saw what the first had done, and gave no gradient to a.
     assert float(network.a.grad) == 2.0
     assert float(network.b.grad) == pytest.approx(-0.9)
@@ -177,7 +177,7 @@ def test_a_phase_of_every_second_step_and_its_own_rate():
     network, trainer = two(every=2, rate=0.5)
     seen = []
     for event in trainer:
-        seen.append((round(float(network.b), 3), "up/loss" in event.values))
+        seen.append((round(network.b.item(), 3), "up/loss" in event.values))
         assert event["down/loss"] == event.loss
     # Adam's bias-corrected step is about the rate as long as the gradient hardly changes.
     assert [value for value, _ in seen] == pytest.approx([2.5, 2.5, 3.0, 3.0], abs=0.06)
@@ -416,8 +416,8 @@ def test_it_learns():
     )
     design = torch.cat([x, torch.ones_like(x)], dim=1)
     slope, offset = torch.linalg.lstsq(design, y).solution.flatten().tolist()
-    assert float(network.weight) == pytest.approx(slope, abs=1e-3)
-    assert float(network.bias) == pytest.approx(offset, abs=1e-3)
+    assert network.weight.item() == pytest.approx(slope, abs=1e-3)
+    assert network.bias.item() == pytest.approx(offset, abs=1e-3)
     assert losses[-1] < 0.02 < losses[0]
 
 
