@@ -1,11 +1,13 @@
 """From a laptop to a cluster: the processes that train together."""
 
+import atexit
 import os
 from typing import Literal
 
 from lightning_fabric import Fabric
 from lightning_fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning_fabric.utilities.exceptions import MisconfigurationException
+from torch import distributed
 
 from companion.devices import default_device
 
@@ -34,6 +36,36 @@ def _given(devices: int, nodes: int) -> tuple[int, int]:
     return found
 
 
+def _join_after_restart(fabric: Fabric) -> None:
+    """Joins the processes of a restart by torchrun, under keys of their own.
+
+    torchrun keeps its store over a restart of its workers, and with it the addresses of the dead ones; a worker
+    that is quicker than the first one would read those (https://github.com/pytorch/pytorch/issues/135712).
+    Lightning finds the group made. The number of restarts is the same in all processes of one node only.
+    """
+    restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    if restarts == "0" or not shared or fabric.world_size == 1:
+        return
+    if int(os.environ["LOCAL_WORLD_SIZE"]) != fabric.world_size:
+        return
+    cuda = fabric.device.type == "cuda"
+    store = distributed.TCPStore(
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        fabric.world_size,
+        is_master=False,
+    )
+    distributed.init_process_group(
+        "nccl" if cuda else "gloo",
+        store=distributed.PrefixStore(f"restart-{restarts}", store),
+        rank=int(os.environ["RANK"]),
+        world_size=fabric.world_size,
+        device_id=fabric.device if cuda else None,
+    )
+    atexit.register(distributed.destroy_process_group)
+
+
 def launch(
     devices: int = 1,
     nodes: int = 1,
@@ -44,7 +76,8 @@ def launch(
 
     Under torchrun and SLURM the numbers of devices and nodes are theirs. Otherwise, with several devices, this
     starts the command that is running once more for each of them; with several nodes each has to be told
-    MASTER_ADDR, MASTER_PORT and NODE_RANK, so torchrun is easier.
+    MASTER_ADDR, MASTER_PORT and NODE_RANK, so torchrun is easier. For restarts over several nodes, start torchrun
+    with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, or restarted workers can find the addresses of the dead ones.
 
     Args:
         devices: processes on each node, each with a device of its own; on CPUs the number of processes.
@@ -71,5 +104,6 @@ def launch(
         raise ValueError(
             f"cannot train on {devices} × {nodes} of {accelerator!r} in {precision!r}: {error}"
         ) from error
+    _join_after_restart(fabric)
     fabric.launch()
     return fabric

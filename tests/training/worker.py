@@ -180,13 +180,16 @@ def evaluate(training: Trainer, path: str) -> None:
 def train(options: dict) -> dict:
     """Runs a training; returns its outcome in the first process, and nothing in others."""
     options = dict(options)
+    once = options.pop("die_once", None)
+    if once and Path(once["flag"]).exists() and os.environ["RANK"] == "0":
+        time.sleep(3)  # the first process comes last, so the others could find what it said before the restart
     fabric = launch(options.pop("devices", 1), accelerator="cpu")
     training = trainer(
         options.pop("objective", "everything"), fabric, **options.pop("settings", {})
     )
     if number := options.pop("die_at_call", 0):
         die_at_call(number)
-    if once := options.pop("die_once", None):
+    if once:
         die_once(training, Path(once["flag"]), once["step"], once["rank"])
     if largest := options.pop("largest_file", 0):
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
