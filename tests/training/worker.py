@@ -182,7 +182,8 @@ def train(options: dict) -> dict:
     options = dict(options)
     once = options.pop("die_once", None)
     if once and Path(once["flag"]).exists() and os.environ["RANK"] == "0":
-        time.sleep(3)  # the first process comes last, so the others could find what it said before the restart
+        # The first process comes last, so that the others could find what it said before the restart.
+        time.sleep(3)
     fabric = launch(options.pop("devices", 1), accelerator="cpu")
     training = trainer(
         options.pop("objective", "everything"), fabric, **options.pop("settings", {})
