@@ -6,6 +6,7 @@ from typing import Literal
 
 from lightning_fabric import Fabric
 from lightning_fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+from lightning_fabric.plugins.precision import MixedPrecision
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from torch import distributed
 
@@ -66,6 +67,17 @@ def _join_after_restart(fabric: Fabric) -> None:
     atexit.register(distributed.destroy_process_group)
 
 
+def new_fabric(accelerator: str, devices: int, nodes: int, precision: str) -> Fabric:
+    """Returns a fabric whose processes are not started yet."""
+    if precision != "bf16-mixed":
+        return Fabric(
+            accelerator=accelerator, devices=devices, num_nodes=nodes, precision=precision
+        )
+    # Asked for by name, mixed precision is announced on standard error, which a notebook would show.
+    plugin = MixedPrecision("bf16-mixed", device=accelerator)
+    return Fabric(accelerator=accelerator, devices=devices, num_nodes=nodes, plugins=[plugin])
+
+
 def launch(
     devices: int = 1,
     nodes: int = 1,
@@ -97,9 +109,7 @@ def launch(
     if accelerator == "auto":
         accelerator = default_device().type
     try:
-        fabric = Fabric(
-            accelerator=accelerator, devices=devices, num_nodes=nodes, precision=precision
-        )
+        fabric = new_fabric(accelerator, devices, nodes, precision)
     except (MisconfigurationException, RuntimeError, ValueError) as error:
         raise ValueError(
             f"cannot train on {devices} × {nodes} of {accelerator!r} in {precision!r}: {error}"

@@ -22,6 +22,7 @@ from companion.devices import default_device
 from companion.randomness import Rows, Source, derive
 from companion.training.batches import BatchOrder
 from companion.training.ema import EMA
+from companion.training.launch import new_fabric
 from companion.training.settings import TrainingSettings, learning_rate_factor
 
 Batch = tuple[Tensor, ...]
@@ -199,9 +200,7 @@ class Trainer:
         fabric: Fabric | None = None,
     ) -> None:
         self.objective, self.settings, self.data = objective, settings, data
-        self.fabric = fabric or Fabric(
-            accelerator=default_device().type, devices=1, precision=settings.precision
-        )
+        self.fabric = fabric or new_fabric(default_device().type, 1, 1, settings.precision)
         device = self.fabric.device
         with self.fabric.autocast():
             mixed = torch.is_autocast_enabled(device.type)
