@@ -111,6 +111,8 @@ def test_search_finds_pages_and_its_results_lead_there(window, address):
         results.first.wait_for(timeout=15_000)
         titles = results.all_inner_texts()
         assert "Glossary" in titles, titles
+        # The results load their pages for an excerpt; leaving earlier would count as failed requests.
+        page.wait_for_load_state("networkidle")
         results.first.click()
         page.wait_for_load_state("load")
         assert re.search(r"/book/[\w-]+\.html", page.url), page.url
