@@ -304,7 +304,7 @@ def run_test(copy):
 def run_bench(copy):
     # What earlier tests leave behind must not keep it from starting.
     (copy / ".hypothesis").mkdir(exist_ok=True)
-    result = make(copy, "bench")
+    result = make(copy, "bench", timeout=800)  # a minute or two on an idle machine
     assert result.returncode == 0, result.stdout
     assert re.search(r"\d+ passed", result.stdout)
 
@@ -336,6 +336,7 @@ def test_every_command_has_its_run():
     assert sorted(COMMANDS) == sorted(RUNS)
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("command", RUNS)
 def test_command(command, copy):
     if command == "make pdf" and not find_chromium():
