@@ -12,6 +12,7 @@ scratch by AdamW, without the layer-by-layer pretraining that 2006 needed, and h
 """
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -71,20 +72,70 @@ def principal_components(x: Float[Tensor, "n *shape"], k: int) -> PrincipalCompo
     )
 
 
-def _check_images(x: Tensor, channels: int, size: int) -> None:
-    if tuple(x.shape[1:]) != (channels, size, size):
-        raise ValueError(
-            f"this autoencoder takes images of shape {(channels, size, size)}, got {tuple(x.shape[1:])}."
-        )
+class Bottleneck(nn.Module, ABC):
+    """What every autoencoder here does with its encoder and decoder: reconstruct, with the least squared error.
+
+    Attributes:
+        latent: numbers a code.
+        channels: of the images.
+        size: their side in pixels.
+    """
+
+    def __init__(self, latent: int, channels: int, size: int) -> None:
+        super().__init__()
+        if min(latent, channels, size) < 1:
+            raise ValueError(
+                f"latent, channels and size must be at least 1, got {latent}, {channels}, {size}."
+            )
+        self.latent, self.channels, self.size = latent, channels, size
+
+    @abstractmethod
+    def _down(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n latent"]: ...
+
+    @abstractmethod
+    def _up(self, z: Float[Tensor, "n latent"]) -> Float[Tensor, "n c h w"]: ...
+
+    def encode(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n latent"]:
+        """Returns the codes of images.
+
+        Raises:
+            ValueError: if the images have another shape than the network was built for.
+        """
+        self._check_images(x)
+        return self._down(x)
+
+    def _check_images(self, x: Tensor) -> None:
+        shape = (self.channels, self.size, self.size)
+        if tuple(x.shape[1:]) != shape:
+            raise ValueError(
+                f"this autoencoder takes images of shape {shape}, got {tuple(x.shape[1:])}."
+            )
+
+    def decode(self, z: Float[Tensor, "n latent"]) -> Float[Tensor, "n c h w"]:
+        """Returns the images of codes.
+
+        Raises:
+            ValueError: if the codes have another length.
+        """
+        if z.shape[1] != self.latent:
+            raise ValueError(
+                f"this autoencoder has codes of {self.latent} numbers, got {z.shape[1]}."
+            )
+        return self._up(z)
+
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
+        """Returns the reconstructions."""
+        return self.decode(self.encode(x))
+
+    def loss(
+        self, x: Float[Tensor, "n c h w"], source: Source | None = None
+    ) -> dict[str, Float[Tensor, ""]]:
+        """Returns the mean squared error a pixel, in units of the range [−1, 1]; nothing is drawn."""
+        return {"loss": functional.mse_loss(self(x).float(), x.float())}
 
 
-def _check_codes(z: Tensor, latent: int) -> None:
-    if z.shape[1] != latent:
-        raise ValueError(f"this autoencoder has codes of {latent} numbers, got {z.shape[1]}.")
-
-
-class LinearAutoencoder(nn.Module):
-    """One linear layer down, one linear layer up: z = W x + b, x̂ = V z + c.
+class LinearAutoencoder(Bottleneck):
+    """One linear layer down, one linear layer up: z = W x + b, x̂ = V z + c, which is not confined to [−1, 1].
 
     Its least squared error is reached exactly when V W is the projection onto the span of the first `latent`
     principal components; W and V themselves are determined only up to an invertible map of the code.
@@ -99,34 +150,15 @@ class LinearAutoencoder(nn.Module):
     """
 
     def __init__(self, latent: int = 32, channels: int = 1, size: int = 28) -> None:
-        super().__init__()
-        if min(latent, channels, size) < 1:
-            raise ValueError(
-                f"latent, channels and size must be at least 1, got {latent}, {channels}, {size}."
-            )
-        self.latent, self.channels, self.size = latent, channels, size
+        super().__init__(latent, channels, size)
         d = channels * size**2
         self.down, self.up = nn.Linear(d, latent), nn.Linear(latent, d)
 
-    def encode(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n latent"]:
-        """Returns the codes of images."""
-        _check_images(x, self.channels, self.size)
+    def _down(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n latent"]:
         return self.down(rearrange(x, "n c h w -> n (c h w)"))
 
-    def decode(self, z: Float[Tensor, "n latent"]) -> Float[Tensor, "n c h w"]:
-        """Returns the images of codes; their values are not confined to [−1, 1]."""
-        _check_codes(z, self.latent)
+    def _up(self, z: Float[Tensor, "n latent"]) -> Float[Tensor, "n c h w"]:
         return rearrange(self.up(z), "n (c h w) -> n c h w", c=self.channels, h=self.size)
-
-    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
-        """Returns the reconstructions."""
-        return self.decode(self.encode(x))
-
-    def loss(
-        self, x: Float[Tensor, "n c h w"], source: Source | None = None
-    ) -> dict[str, Float[Tensor, ""]]:
-        """Returns the mean squared error a pixel; nothing is drawn."""
-        return {"loss": functional.mse_loss(self(x).float(), x.float())}
 
     @torch.no_grad()
     def fit(self, x: Float[Tensor, "n c h w"]) -> "LinearAutoencoder":
@@ -135,7 +167,7 @@ class LinearAutoencoder(nn.Module):
         Raises:
             ValueError: if the images have another shape, or fewer principal components than the code has numbers.
         """
-        _check_images(x, self.channels, self.size)
+        self._check_images(x)
         found = principal_components(x, self.latent)
         self.down.weight.copy_(found.axes)
         self.down.bias.copy_(-found.axes @ found.mean)
@@ -154,7 +186,7 @@ def _perceptron(*sizes: int) -> nn.Sequential:
     return nn.Sequential(*layers[:-1])
 
 
-class Autoencoder(nn.Module):
+class Autoencoder(Bottleneck):
     """A deep autoencoder with squared error; a tanh at the end keeps its images in [−1, 1].
 
     The convolutional one passes through 6·width numbers on each side of the code, the perceptron through 8·width: a
@@ -180,13 +212,9 @@ class Autoencoder(nn.Module):
         width: int = 16,
         network: str = "convolutional",
     ) -> None:
-        super().__init__()
-        if min(latent, channels, size, width) < 1:
-            raise ValueError(
-                "latent, channels, size and width must be at least 1, got "
-                f"{latent}, {channels}, {size}, {width}."
-            )
-        self.latent, self.channels, self.size = latent, channels, size
+        super().__init__(latent, channels, size)
+        if width < 1:
+            raise ValueError(f"width must be at least 1, got {width}.")
         self.width, self.network = width, network
         if network == "convolutional":
             self.encoder: nn.Module = ConvEncoder(channels, size, width, latent)
@@ -205,33 +233,11 @@ class Autoencoder(nn.Module):
         # The tanh keeps pixels in range; most are black or white, where it is flat and easily exact.
         self.decoder = nn.Sequential(decoder, nn.Tanh())
 
-    def encode(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n latent"]:
-        """Returns the codes of images.
-
-        Raises:
-            ValueError: if the images have another shape than the network was built for.
-        """
-        _check_images(x, self.channels, self.size)
+    def _down(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n latent"]:
         return self.encoder(x)
 
-    def decode(self, z: Float[Tensor, "n latent"]) -> Float[Tensor, "n c h w"]:
-        """Returns the images of codes, in [−1, 1].
-
-        Raises:
-            ValueError: if the codes have another length.
-        """
-        _check_codes(z, self.latent)
+    def _up(self, z: Float[Tensor, "n latent"]) -> Float[Tensor, "n c h w"]:
         return self.decoder(z)
-
-    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
-        """Returns the reconstructions."""
-        return self.decode(self.encode(x))
-
-    def loss(
-        self, x: Float[Tensor, "n c h w"], source: Source | None = None
-    ) -> dict[str, Float[Tensor, ""]]:
-        """Returns the mean squared error a pixel, in units of the range [−1, 1]; nothing is drawn."""
-        return {"loss": functional.mse_loss(self(x).float(), x.float())}
 
     def encode_windows(self, x: Float[Tensor, "n c H W"]) -> Float[Tensor, "n latent rows columns"]:
         """Returns the codes of all windows of a larger canvas; see `ConvEncoder.dense`.

@@ -356,6 +356,11 @@ class DenoisingAutoencoder(nn.Module):
             )
         return residual_score(self(x), x, sigma)
 
+    @property
+    def can_sample(self) -> bool:
+        """Whether the training's noise was Gaussian and of a range of levels, for `sample` to walk through."""
+        return self.corruption == "gaussian" and self.amount_max > self.amount
+
     @torch.no_grad()
     def sample(
         self, n: int, source: Source, levels: int = 100, background: float | int = -1.0
@@ -375,7 +380,7 @@ class DenoisingAutoencoder(nn.Module):
         Raises:
             ValueError: if the network was not trained with Gaussian noise of a range of levels.
         """
-        if self.corruption != "gaussian" or not self.amount_max > self.amount:
+        if not self.can_sample:
             raise ValueError(
                 f"this network was trained on {self.corruption} noise of the amount {self.amount:g} alone: sampling "
                 "needs Gaussian noise and a range, from amount up to amount_max"

@@ -8,10 +8,12 @@ the numbers do not depend on how many processes there are.
 from collections.abc import Callable, Iterator
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Int64
 from lightning_fabric import Fabric
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from torch import Tensor
-from torch.nn import functional as F
 
 from companion.data.images import ImageDataset, to_float
 from companion.devices import default_device
@@ -21,8 +23,9 @@ from companion.randomness import Source, derive
 
 # Takes how many and the randomness; returns images in [−1, 1].
 Sample = Callable[[int, Source], Tensor]
-# Takes images in [−1, 1] and the randomness; returns one row, or one number, an image.
-Measure = Callable[[Tensor, Source], Tensor]
+# Takes images in [−1, 1], the randomness and, where `labelled` is set, the labels; returns one row, or one number,
+# an image.
+Measure = Callable[..., Tensor]
 
 
 class Evaluator:
@@ -78,23 +81,39 @@ class Evaluator:
         return everything.flatten(0, 2)[:count].cpu()
 
     @torch.no_grad()
-    def each(self, measure: Measure, dataset: ImageDataset, name: str = "each") -> Tensor:
+    def each(
+        self,
+        measure: Measure,
+        dataset: ImageDataset,
+        name: str = "each",
+        *,
+        labelled: bool = False,
+    ) -> Tensor:
         """Returns `measure` of every image of a dataset, in order, on the CPU.
 
         Args:
             measure: takes images in [−1, 1] and a source; returns one row or number an image.
             dataset: the images.
             name: what the randomness is for; different names draw different numbers.
+            labelled: give `measure` the images' labels as well, as a third argument.
         """
         parts = []
         for i, start, stop in self._mine(len(dataset)):
             x = to_float(dataset.images[start:stop].to(self.device))
-            parts.append(measure(x, derive(self.seed, name, i, device=self.device)))
+            labels = [dataset.labels[start:stop].to(self.device)] if labelled else []
+            parts.append(measure(x, derive(self.seed, name, i, device=self.device), *labels))
         return self._together(parts, len(dataset))
 
-    def mean(self, measure: Measure, dataset: ImageDataset, name: str = "mean") -> float:
+    def mean(
+        self,
+        measure: Measure,
+        dataset: ImageDataset,
+        name: str = "mean",
+        *,
+        labelled: bool = False,
+    ) -> float:
         """Returns the mean of `measure` over a dataset, such as a likelihood bound in nats an image."""
-        return float(self.each(measure, dataset, name).double().mean())
+        return float(self.each(measure, dataset, name, labelled=labelled).double().mean())
 
     @torch.no_grad()
     def draw(
@@ -194,6 +213,8 @@ class Evaluator:
             labels: how many labels the classifier sees.
             draws: how often they are drawn anew.
 
+        The classifier is scikit-learn's logistic regression on standardised features, with its own penalty.
+
         Returns:
             The mean accuracy over the draws, and its standard deviation; nothing where the classes cannot share the
             labels evenly, or one has too few images, as may be with images of your own.
@@ -202,14 +223,17 @@ class Evaluator:
         if labels % len(counts) or int(counts.min()) * len(counts) < labels or len(counts) < 2:
             return {}
         a, b = (
-            self.each(lambda x, _: encode(x).flatten(1), data, "probe") for data in (train, test)
+            self.each(lambda x, _: encode(x).flatten(1).double(), data, "probe").numpy()
+            for data in (train, test)
         )
+        truth, answers = train.labels.cpu().numpy(), test.labels.cpu().numpy()
         shares = []
         for draw in range(draws):
             chosen = labelled(train.labels, labels, derive(self.seed, "labels", draw))
-            weight = logistic_regression(a[chosen], train.labels[chosen].cpu())
-            shares.append((classify(b, weight) == test.labels.cpu()).double().mean())
-        accuracy = torch.stack(shares)
+            classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+            classifier.fit(a[chosen], truth[chosen])
+            shares.append(classifier.score(b, answers))
+        accuracy = torch.tensor(shares, dtype=torch.float64)
         key = f"{test.name}/{test.split} linear probe accuracy, {labels} labels"
         return {key: float(accuracy.mean()), f"{key}, spread": float(accuracy.std(correction=0))}
 
@@ -235,54 +259,3 @@ def labelled(
             raise ValueError(f"class {k} has {len(members)} samples, fewer than {each}.")
         chosen.append(members[torch.randperm(len(members), generator=generator)[:each]])
     return torch.cat(chosen)
-
-
-def logistic_regression(
-    features: Float[Tensor, "n d"], labels: Int64[Tensor, " n"], penalty: float = 1.0
-) -> Float[Tensor, "d_and_1 classes"]:
-    """Fits a linear classifier: the sum of cross-entropies plus penalty · ‖W‖² / 2 on standardised features.
-
-    This is convex, so the result is a function of its arguments; with the default it is what scikit-learn's
-    `LogisticRegression()` finds after its `StandardScaler()`.
-
-    Args:
-        features: one row a sample.
-        labels: from 0.
-        penalty: on the weights, not on the intercept.
-
-    Returns:
-        Weights for the raw features, float64, and in the last row the intercepts.
-    """
-    x = features.double()
-    mean, scale = x.mean(dim=0), x.std(dim=0, correction=0)
-    scale = torch.where(scale > 0, scale, 1.0)
-    x = (x - mean) / scale
-    classes = int(labels.max()) + 1
-    w = torch.zeros(x.shape[1], classes, dtype=torch.float64, requires_grad=True)
-    b = torch.zeros(classes, dtype=torch.float64, requires_grad=True)
-    optimiser = torch.optim.LBFGS(
-        [w, b],
-        max_iter=500,
-        tolerance_grad=1e-7,
-        tolerance_change=1e-12,
-        line_search_fn="strong_wolfe",
-    )
-
-    def closure() -> Tensor:
-        optimiser.zero_grad()
-        with torch.enable_grad():
-            loss = F.cross_entropy(x @ w + b, labels, reduction="sum")
-            loss = loss + penalty / 2 * w.square().sum()
-            loss.backward()
-        return loss
-
-    optimiser.step(closure)
-    raw = w.detach() / scale[:, None]
-    return torch.cat([raw, (b.detach() - mean @ raw)[None]])
-
-
-def classify(
-    features: Float[Tensor, "n d"], weight: Float[Tensor, "d_and_1 classes"]
-) -> Int64[Tensor, " n"]:
-    """Returns the class that weights from `logistic_regression` give to each sample."""
-    return (features.double() @ weight[:-1] + weight[-1]).argmax(dim=1)

@@ -233,7 +233,11 @@ class MaskedAutoencoder(nn.Module):
         return (patches - mean) / (variance + 1e-6).sqrt()
 
     def loss(self, x: Float[Tensor, "n c h w"], source: Source) -> dict[str, Float[Tensor, ""]]:
-        """Returns the mean squared error per number of the hidden patches, for masks that are drawn here.
+        """Returns the mean of `errors`."""
+        return {"loss": self.errors(x, source).mean()}
+
+    def errors(self, x: Float[Tensor, "n c h w"], source: Source) -> Float[Tensor, " n"]:
+        """Returns each image's mean squared error per number of the hidden patches, for masks drawn here.
 
         Where nothing is hidden, every patch counts.
 
@@ -243,10 +247,10 @@ class MaskedAutoencoder(nn.Module):
         """
         masking = self.masking(len(x), source)
         error = F.mse_loss(self(x, masking).float(), self.targets(x), reduction="none").mean(-1)
-        if masking.visible.shape[1] == self.patches:
-            return {"loss": error.mean()}
-        # Every image hides the same number, so the mean over hidden patches is a mean over images too.
-        return {"loss": error[masking.hidden].mean()}
+        if masking.visible.shape[1] < self.patches:
+            # Every image hides the same number, so what is picked is a rectangle again.
+            error = error[masking.hidden].reshape(len(x), -1)
+        return error.mean(dim=1)
 
     @torch.no_grad()
     def reconstruct(

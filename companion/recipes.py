@@ -35,7 +35,7 @@ from companion.denoising_autoencoder import DenoisingAutoencoder, corrupt
 from companion.distributions import BYTE, bits_per_dimension
 from companion.errors import unknown_name
 from companion.evaluation import Evaluator
-from companion.masked_autoencoder import MaskedAutoencoder, hidden_count
+from companion.masked_autoencoder import MaskedAutoencoder
 from companion.metrics.digit_cnn import DigitCNN
 from companion.randomness import Source, derive, initialisation
 from companion.training import (
@@ -138,6 +138,11 @@ class Recipe(TrainingSettings, ABC):
         if self.data in ("digits", "mnist"):
             return load("digits", "test")
         return load(self.data, "test", root=root)
+
+    def test_sets(self, root: Root = None) -> list[ImageDataset]:
+        """Returns `held_out` and, where there is one, `full_test`."""
+        full = self.full_test(root)
+        return [self.held_out(root)] + ([] if full is None else [full])
 
     def full_test(self, root: Root = None) -> ImageDataset | None:
         """Returns MNIST's own 10,000 test digits where `data` is "mnist" and they are on disk; nothing is fetched.
@@ -364,9 +369,10 @@ class DigitCNNRecipe(Recipe):
     def evaluate(
         self, network: nn.Module, evaluator: Evaluator, root: Root = None
     ) -> dict[str, float]:
-        metrics = evaluator.accuracy(network, self.held_out(root))
-        test = self.full_test(root)
-        return metrics if test is None else metrics | evaluator.accuracy(network, test)
+        metrics: dict[str, float] = {}
+        for found in self.test_sets(root):
+            metrics |= evaluator.accuracy(network, found)
+        return metrics
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -405,17 +411,16 @@ class AutoencoderRecipe(Recipe):
         self, network: nn.Module, evaluator: Evaluator, root: Root = None
     ) -> dict[str, float]:
         held_out, train = self.held_out(root), self.training_data(root)
-        metrics = evaluator.reconstruction(lambda x, _: network(x), held_out)
-        test = self.full_test(root)
-        if test is not None:
-            metrics |= evaluator.reconstruction(lambda x, _: network(x), test)
+        metrics: dict[str, float] = {}
+        for found in self.test_sets(root):
+            metrics |= evaluator.reconstruction(lambda x, _: network(x), found)
         metrics |= evaluator.linear_probe(network.encode, train, held_out)
         codes = evaluator.each(lambda x, _: network.encode(x).float(), train[:10_000], "codes")
         density = fit_mixture(codes, self.parts, derive(self.seed, "mixture")).to(evaluator.device)
-        found = evaluator.sample_quality(
+        quality = evaluator.sample_quality(
             lambda n, source: sample_codes(network, density, n, source), held_out
         )
-        return metrics | {f"codes from a mixture: {k}": v for k, v in found.items()}
+        return metrics | {f"codes from a mixture: {k}": v for k, v in quality.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -477,29 +482,30 @@ class VAERecipe(Recipe):
     def evaluate(
         self, network: nn.Module, evaluator: Evaluator, root: Root = None
     ) -> dict[str, float]:
-        held_out = self.held_out(root)
         metrics: dict[str, float] = {}
-        for found in (held_out, self.full_test(root)):
-            # Labels do not travel with the images here, so a conditional model is judged by its samples alone.
-            if found is None or self.conditional:
-                continue
+        for found in self.test_sets(root):
             where = f"{found.name}/{found.split}"
 
-            def terms(x: Tensor, source: Source) -> Tensor:
-                bound = network.elbo(x, source)
+            def terms(x: Tensor, source: Source, labels: Tensor) -> Tensor:
+                bound = network.elbo(x, source, labels if self.conditional else None)
                 return torch.stack([-bound.elbo, -bound.log_likelihood, bound.kl.sum(1)], dim=1)
 
             names = ("−ELBO, nats", "reconstruction, nats", "KL, nats")
-            values = evaluator.each(terms, found, "elbo").double().mean(dim=0).tolist()
+            rows = evaluator.each(terms, found, "elbo", labelled=True)
+            values = rows.double().mean(dim=0).tolist()
             metrics |= {f"{where} {k}": v for k, v in zip(names, values, strict=True)}
             if self.likelihood == "gaussian":
                 bits = bits_per_dimension(values[0], found.images[0].numel(), unit=BYTE)
                 metrics[f"{where} bits/dim, at most"] = bits
             if self.iwae:
+
+                def tighter(x: Tensor, source: Source, labels: Tensor) -> Tensor:
+                    return network.iwae(x, self.iwae, source, labels if self.conditional else None)
+
                 metrics[f"{where} −IWAE-{self.iwae}, nats"] = -evaluator.mean(
-                    lambda x, source: network.iwae(x, self.iwae, source), found, "iwae"
+                    tighter, found, "iwae", labelled=True
                 )
-        return metrics | evaluator.sample_quality(network.sample, held_out)
+        return metrics | evaluator.sample_quality(network.sample, self.held_out(root))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -535,11 +541,10 @@ class DenoisingAutoencoderRecipe(Recipe):
             amount=self.amount,
             amount_max=self.amount_max,
         )
-        walks = self.corruption == "gaussian" and (self.amount_max or 0) > self.amount
         return minimise(
             network,
             lambda batch, source: network.loss(to_float(batch[0]), source),
-            sample=(lambda net, n, source: net.sample(n, source)) if walks else None,
+            sample=(lambda net, n, source: net.sample(n, source)) if network.can_sample else None,
         )
 
     def evaluate(
@@ -547,9 +552,7 @@ class DenoisingAutoencoderRecipe(Recipe):
     ) -> dict[str, float]:
         held_out, train = self.held_out(root), self.training_data(root)
         metrics: dict[str, float] = {}
-        for found in (held_out, self.full_test(root)):
-            if found is None:
-                continue
+        for found in self.test_sets(root):
             for level in sorted({self.amount, 0.5, self.amount_max or self.amount}):
 
                 def denoise(x: Tensor, source: Source, level: float = level) -> Tensor:
@@ -558,7 +561,7 @@ class DenoisingAutoencoderRecipe(Recipe):
                 values = evaluator.reconstruction(denoise, found, f"noise {level:g}")
                 metrics |= {f"{key}, noise {level:g}": value for key, value in values.items()}
         metrics |= evaluator.linear_probe(network.encode, train, held_out)
-        if network.corruption == "gaussian" and network.amount_max > network.amount:
+        if network.can_sample:
             metrics |= evaluator.sample_quality(network.sample, held_out)
         return metrics
 
@@ -617,19 +620,9 @@ class MaskedAutoencoderRecipe(Recipe):
     ) -> dict[str, float]:
         held_out, train = self.held_out(root), self.training_data(root)
         metrics: dict[str, float] = {}
-        for found in (held_out, self.full_test(root)):
-            if found is None:
-                continue
-
-            def hidden_error(x: Tensor, source: Source) -> Tensor:
-                masking = network.masking(len(x), source)
-                error = (network(x, masking).float() - network.targets(x)).square().mean(dim=-1)
-                counted = masking.hidden if hidden_count(network.patches, self.share) else True
-                counted = torch.ones_like(error) * counted
-                return (error * counted).sum(dim=1) / counted.sum(dim=1)
-
+        for found in self.test_sets(root):
             key = f"{found.name}/{found.split} MSE of hidden patches"
-            metrics[key] = evaluator.mean(hidden_error, found, "masks")
+            metrics[key] = evaluator.mean(network.errors, found, "masks")
         return metrics | evaluator.linear_probe(network.features, train, held_out)
 
 

@@ -1,14 +1,12 @@
 """Shared measures: right numbers, and the same ones however the work is cut up."""
 
-import warnings
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 
 from companion.data import ImageDataset, load
-from companion.evaluation import Evaluator, classify, labelled, logistic_regression
+from companion.evaluation import Evaluator, labelled
 from companion.metrics import fid, inception_score, precision_recall, psnr, sharpness
 from companion.metrics.features import digit_features, digit_probabilities
 from companion.randomness import derive, normal
@@ -160,24 +158,15 @@ def test_mean_averages_a_number_an_image(held_out):
     assert found == pytest.approx(float(few.floats().double().sum(dim=(1, 2, 3)).mean()), rel=1e-5)
 
 
-@pytest.mark.parametrize(("penalty", "c"), [(1.0, 1.0), (0.1, 10.0)])
-def test_logistic_regression_equals_scikit_learn_s(penalty, c):
-    linear_model = pytest.importorskip("sklearn.linear_model")
-    generator = torch.Generator().manual_seed(0)
-    labels = torch.randint(4, (90,), generator=generator)
-    x = torch.randn(90, 6, generator=generator) * torch.tensor([1.0, 5, 0.1, 2, 1, 0]) + 3
-    x[:, 0] += labels
-    scale = x.double().std(dim=0, correction=0)
-    z = ((x - x.double().mean(dim=0)) / torch.where(scale > 0, scale, 1.0)).numpy()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        peer = linear_model.LogisticRegression(C=c, max_iter=10_000, tol=1e-10).fit(
-            z, labels.numpy()
-        )
-    weight = logistic_regression(x, labels, penalty)
-    ours = (x.double() @ weight[:-1] + weight[-1]).softmax(dim=1).numpy()
-    np.testing.assert_allclose(ours, peer.predict_proba(z), atol=2e-4)
-    assert (classify(x, weight).numpy() == peer.predict(z)).all()
+def test_labels_travel_with_their_images(held_out):
+    few = held_out[:23]
+
+    def tell(x, source, labels):
+        return torch.stack([x.mean(dim=(1, 2, 3)), labels.float()], dim=1)
+
+    found = Evaluator(batch_size=10).each(tell, few, labelled=True)
+    torch.testing.assert_close(found[:, 0], few.floats().mean(dim=(1, 2, 3)))
+    assert found[:, 1].long().equal(few.labels)
 
 
 def test_a_probe_on_the_labels_themselves_is_perfect(held_out):

@@ -415,7 +415,11 @@ def test_recipe_trains_and_measures_in_nats_or_bits():
     from companion.training import Trainer
 
     tiny = {"data": "digits", "steps": 3, "width": 2, "latent": 2, "batch_size": 8, "iwae": 2}
-    for options, unit in (({}, "−IWAE-2, nats"), ({"likelihood": "gaussian"}, "bits/dim, at most")):
+    for options, unit in (
+        ({}, "−IWAE-2, nats"),
+        ({"likelihood": "gaussian"}, "bits/dim, at most"),
+        ({"conditional": True}, "−IWAE-2, nats"),
+    ):
         recipe = replace(RECIPES["vae"], **tiny, **options)
         trainer = Trainer(recipe.objective(digits()), digits(), recipe)
         list(trainer)
@@ -423,6 +427,25 @@ def test_recipe_trains_and_measures_in_nats_or_bits():
         assert f"digits/test {unit}" in metrics
         total = metrics["digits/test reconstruction, nats"] + metrics["digits/test KL, nats"]
         assert metrics["digits/test −ELBO, nats"] == pytest.approx(total, rel=1e-5)
+
+
+def test_a_conditional_model_is_measured_with_the_labels_of_its_images(monkeypatch):
+    from companion.data import load, to_float
+    from companion.evaluation import Evaluator
+    from companion.recipes import VAERecipe
+
+    recipe = VAERecipe(data="digits", width=2, latent=2, iwae=2, conditional=True)
+    network, held_out = recipe.objective(digits()).network, load("digits", "test")
+    asked = []
+
+    def elbo(x, source, labels):
+        asked.append((x, labels))
+        return VAE.elbo(network, x, source, labels)
+
+    monkeypatch.setattr(network, "elbo", elbo)
+    recipe.evaluate(network, Evaluator(samples=20))
+    torch.testing.assert_close(torch.cat([x for x, _ in asked]), to_float(held_out.images))
+    assert torch.cat([labels for _, labels in asked]).equal(held_out.labels)
 
 
 def digits():

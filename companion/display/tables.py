@@ -23,6 +23,10 @@ class Table:
         if not self.rows:
             raise ValueError("the table has no rows: give at least one")
         columns = list(self.rows[0])
+        if nameless := [i for i, name in enumerate(columns) if not str(name).strip()]:
+            raise ValueError(
+                f"column {nameless[0]} has no name: a reader who cannot see the table needs every one"
+            )
         for i, row in enumerate(self.rows):
             if list(row) != columns:
                 raise ValueError(
@@ -77,6 +81,6 @@ def table(
         formats: column → format specification of its numbers; ".3g" where not given.
 
     Raises:
-        ValueError: for no rows, rows that differ in their columns, or a format for no column.
+        ValueError: for no rows, a column without a name, rows that differ in their columns, or a format for no column.
     """
     return Table(rows, caption=caption, formats=formats)

@@ -3,6 +3,7 @@
 from companion.nn.attention import (
     CausalSelfAttention,
     KeyValueCache,
+    SelfAttention,
     attend,
     attention_weights,
     causal_mask,
@@ -10,7 +11,7 @@ from companion.nn.attention import (
     split_heads,
 )
 from companion.nn.convolutional import ConvDecoder, ConvEncoder
-from companion.nn.encoder import EncoderBlock, SelfAttention
+from companion.nn.encoder import EncoderBlock
 from companion.nn.transformer import CausalTransformer, TransformerConfig
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""Attention: the function, its weights, a cache, and causal self-attention.
+"""Attention: the function, its weights, a cache, and self-attention, two-way and causal.
 
 References:
     Vaswani et al., Attention Is All You Need, 2017: Eq. 1 (scaled dot products), 3.2.2 (heads).
@@ -130,8 +130,8 @@ class KeyValueCache:
         return self._store[0, :, :, :end], self._store[1, :, :, :end]
 
 
-class CausalSelfAttention(nn.Module):
-    """Multi-head self-attention in which a position sees itself and what came before.
+class SelfAttention(nn.Module):
+    """Multi-head self-attention in which every position sees all of them.
 
     Args:
         width: channels of the input and the output, a multiple of `heads`.
@@ -141,6 +141,8 @@ class CausalSelfAttention(nn.Module):
     Raises:
         ValueError: if `width` cannot be cut into `heads` equal parts.
     """
+
+    causal = False
 
     def __init__(self, width: int, heads: int, dropout: float | int = 0.0) -> None:
         super().__init__()
@@ -161,6 +163,32 @@ class CausalSelfAttention(nn.Module):
         q, k, v = self.project_in(x).chunk(3, dim=-1)
         return split_heads(q, self.heads), split_heads(k, self.heads), split_heads(v, self.heads)
 
+    def mix(
+        self,
+        q: Float[Tensor, "b h t d"],
+        k: Float[Tensor, "b h s d"],
+        v: Float[Tensor, "b h s d"],
+    ) -> Float[Tensor, "b t c"]:
+        """Returns the output for given queries, keys and values."""
+        dropout = self.dropout if self.training else 0.0
+        mixed = merge_heads(attend(q, k, v, causal=self.causal, dropout=dropout))
+        return F.dropout(self.project_out(mixed), self.dropout, self.training)
+
+    def forward(self, x: Float[Tensor, "b t c"]) -> Float[Tensor, "b t c"]:
+        """Mixes every position with all of them."""
+        return self.mix(*self.queries_keys_values(x))
+
+    def weights(self, x: Float[Tensor, "b t c"]) -> Float[Tensor, "b h t t"]:
+        """Returns the attention weights on `x`, for looking inside."""
+        q, k, _ = self.queries_keys_values(x)
+        return attention_weights(q, k, causal=self.causal)
+
+
+class CausalSelfAttention(SelfAttention):
+    """Multi-head self-attention in which a position sees itself and what came before."""
+
+    causal = True
+
     def forward(
         self, x: Float[Tensor, "b t c"], cache: KeyValueCache | None = None
     ) -> Float[Tensor, "b t c"]:
@@ -173,11 +201,4 @@ class CausalSelfAttention(nn.Module):
         q, k, v = self.queries_keys_values(x)
         if cache is not None:
             k, v = cache.append(k, v)
-        dropout = self.dropout if self.training else 0.0
-        mixed = self.project_out(merge_heads(attend(q, k, v, causal=True, dropout=dropout)))
-        return F.dropout(mixed, self.dropout, self.training)
-
-    def weights(self, x: Float[Tensor, "b t c"]) -> Float[Tensor, "b h t t"]:
-        """Returns the attention weights on `x`, for looking inside."""
-        q, k, _ = self.queries_keys_values(x)
-        return attention_weights(q, k, causal=True)
+        return self.mix(q, k, v)

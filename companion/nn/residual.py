@@ -113,6 +113,3 @@ def mlp(sizes: tuple[int, ...]) -> nn.Sequential:
     network = nn.Sequential(*layers[:-1])
     he_initialise(network)
     return network
-
-
-__all__ = ["ResidualBlock", "ResidualDecoder", "ResidualEncoder", "mlp"]

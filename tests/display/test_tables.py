@@ -23,6 +23,7 @@ def test_words_are_escaped():
     [
         ([], None, "no rows"),
         ([{"a": 1}, {"b": 1}], None, "row 1"),
+        ([{"a": 1, " ": 1}], None, "column 1 has no name"),
         ([{"a": 1}], {"z": ".2f"}, "'z'"),
     ],
 )
