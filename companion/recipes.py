@@ -35,12 +35,16 @@ from companion.denoising_autoencoder import DenoisingAutoencoder, corrupt
 from companion.distributions import BYTE, bits_per_dimension
 from companion.errors import unknown_name
 from companion.evaluation import Evaluator
+from companion.gan import GAN, TASKS, ImageToImage
 from companion.masked_autoencoder import MaskedAutoencoder
+from companion.metrics import fid, psnr, sharpness
 from companion.metrics.digit_cnn import DigitCNN
+from companion.metrics.features import digit_features
 from companion.randomness import Source, derive, initialisation
 from companion.training import (
     Batch,
     Objective,
+    Phase,
     Trainer,
     TrainingSettings,
     minimise,
@@ -48,6 +52,7 @@ from companion.training import (
     run,
 )
 from companion.vae import VAE
+from companion.vae_gan import VAEGAN
 
 Root = str | PathLike[str] | None
 
@@ -626,10 +631,260 @@ class MaskedAutoencoderRecipe(Recipe):
         return metrics | evaluator.linear_probe(network.features, train, held_out)
 
 
+@dataclass(frozen=True, kw_only=True)
+class GANRecipe(Recipe):
+    """The generative adversarial network of chapter 6: DCGAN's networks, spectral normalisation, the hinge loss.
+
+    Attributes:
+        latent: numbers of noise an image.
+        generator_width: channels of the generator at half the side of the image.
+        discriminator_width: channels of the discriminator at half the side.
+        conditional: give both the label.
+        normalise: of the discriminator, "spectral" or "none".
+        loss: "minimax", "non-saturating", "wasserstein" or "hinge".
+        gradient_penalty: weight of the penalty between real and fake images (WGAN-GP has 10).
+        r1: weight of the penalty at the real images.
+        generator_every: updates of the discriminator for each of the generator.
+        generator_rate: the generator's learning rate, where it differs.
+    """
+
+    steps: int = 20_000
+    batch_size: int = 64
+    learning_rate: float = 4e-4
+    beta1: float = 0.5
+    warmup: float = 0.0
+    ema: float | None = 0.999
+    precision: Literal["32-true", "bf16-mixed"] = "bf16-mixed"
+    channels_last: bool = True
+    latent: int = 64
+    generator_width: int = 64
+    discriminator_width: int = 32
+    conditional: bool = False
+    normalise: Literal["spectral", "none"] = "spectral"
+    loss: Literal["minimax", "non-saturating", "wasserstein", "hinge"] = "hinge"
+    gradient_penalty: float = 0.0
+    r1: float = 0.0
+    generator_every: int = 1
+    generator_rate: float | None = None
+
+    def build(self, dataset: ImageDataset) -> Objective:
+        _no_compiled_penalty(self.compile, self.gradient_penalty or self.r1)
+        network = GAN(
+            channels=dataset.images.shape[1],
+            size=dataset.images.shape[2],
+            latent=self.latent,
+            generator_width=self.generator_width,
+            discriminator_width=self.discriminator_width,
+            classes=len(dataset.classes) if self.conditional else 0,
+            normalise=self.normalise,
+            loss=self.loss,
+            gradient_penalty=self.gradient_penalty,
+            r1=self.r1,
+        )
+
+        def tell(batch: Batch, source: Source) -> dict[str, Tensor]:
+            images, labels = batch
+            given = labels if self.conditional else None
+            return network.discriminator_loss(to_float(images), source, given)
+
+        def fool(batch: Batch, source: Source) -> dict[str, Tensor]:
+            images, labels = batch
+            given = labels if self.conditional else None
+            return network.generator_loss(len(images), source, given)
+
+        d, g = list(network.discriminator.parameters()), list(network.generator.parameters())
+        return Objective(
+            network,
+            (
+                Phase("discriminator", d, tell),
+                Phase("generator", g, fool, self.generator_rate, self.generator_every),
+            ),
+            sample=lambda net, n, source: net.sample(n, source),
+        )
+
+    def evaluate(
+        self, network: nn.Module, evaluator: Evaluator, root: Root = None
+    ) -> dict[str, float]:
+        return evaluator.sample_quality(network.sample, self.held_out(root))
+
+
+def _no_compiled_penalty(compiled: bool, weight: float) -> None:
+    if compiled and weight:
+        raise ValueError(
+            "a penalty on the discriminator's slope needs second derivatives, which torch.compile does not have; "
+            "leave out compile, or the penalty."
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageToImageRecipe(Recipe):
+    """The small tasks of chapter 6: restoring or restyling an image by a content loss, a judge of pairs, or both.
+
+    Attributes:
+        task: "style" (thin strokes to bold), "super-resolution", "completion" or "denoising".
+        generator_width: channels of the generator at the full side of the image.
+        discriminator_width: channels of the judge at half the side.
+        content: weight of the mean squared error a pixel.
+        adversarial: weight of the judge; 0 leaves it out.
+        loss: "minimax", "non-saturating", "wasserstein" or "hinge".
+    """
+
+    steps: int = 2000
+    learning_rate: float = 1e-3
+    beta1: float = 0.5
+    precision: Literal["32-true", "bf16-mixed"] = "bf16-mixed"
+    task: Literal["style", "super-resolution", "completion", "denoising"] = "completion"
+    generator_width: int = 16
+    discriminator_width: int = 16
+    content: float = 1.0
+    adversarial: float = 0.01
+    loss: Literal["minimax", "non-saturating", "wasserstein", "hinge"] = "non-saturating"
+
+    def build(self, dataset: ImageDataset) -> Objective:
+        network = ImageToImage(
+            channels=dataset.images.shape[1],
+            size=dataset.images.shape[2],
+            generator_width=self.generator_width,
+            discriminator_width=self.discriminator_width,
+            content=self.content,
+            adversarial=self.adversarial,
+            loss=self.loss,
+        )
+
+        def judge(batch: Batch, source: Source) -> dict[str, Tensor]:
+            return network.discriminator_loss(*TASKS[self.task](to_float(batch[0]), source))
+
+        def answer(batch: Batch, source: Source) -> dict[str, Tensor]:
+            return network.generator_loss(*TASKS[self.task](to_float(batch[0]), source))
+
+        d, g = list(network.discriminator.parameters()), list(network.generator.parameters())
+        phases = (Phase("discriminator", d, judge), Phase("generator", g, answer))
+        return Objective(network, phases if self.adversarial else phases[1:])
+
+    def evaluate(
+        self, network: nn.Module, evaluator: Evaluator, root: Root = None
+    ) -> dict[str, float]:
+        digits = self.data in ("digits", "mnist")
+        metrics: dict[str, float] = {}
+        for found in self.test_sets(root):
+
+            def rows(x: Tensor, source: Source) -> Tensor:
+                given, wanted = TASKS[self.task](x, source)
+                answer = network(given).float().clamp(-1, 1)
+                columns = [psnr(answer, wanted, data_range=2.0)[:, None]]
+                columns += [sharpness(image)[:, None] for image in (answer, wanted)]
+                if digits:
+                    columns += [digit_features(image) for image in (answer, wanted)]
+                return torch.cat([column.double() for column in columns], dim=1)
+
+            where = f"{found.name}/{found.split} {self.task}"
+            row = evaluator.each(rows, found, self.task)
+            decibels, sharp, wanted = row[:, :3].mean(dim=0).tolist()
+            metrics[f"{where} PSNR, dB"] = decibels
+            metrics[f"{where} sharpness, share of wanted"] = sharp / wanted
+            if digits:
+                metrics[f"{where} FID"] = fid(*row[:, 3:].chunk(2, dim=1))
+        return metrics
+
+
+@dataclass(frozen=True, kw_only=True)
+class VAEGANRecipe(Recipe):
+    """The VAE-GAN of chapter 11: an autoencoder whose likeness is that of a discriminator's features.
+
+    Attributes:
+        latent: numbers a code.
+        encoder_width: channels of the encoder at the full side of the image.
+        decoder_width: channels of the decoder at half the side.
+        discriminator_width: channels of the discriminator at half the side.
+        layer: which of the discriminator's convolutions is compared; −1 is the deepest.
+        features: compare features; False compares pixels.
+        likeness: half the squared distance is multiplied by this: 1/σ² of the Gaussian around features or pixels.
+        beta: weight of the KL.
+        gamma: weight of the likeness in the decoder's loss, beside the judge.
+        adversarial: weight of the judge there; 0 leaves it out.
+        loss: "minimax", "non-saturating", "wasserstein" or "hinge".
+    """
+
+    steps: int = 20_000
+    batch_size: int = 64
+    learning_rate: float = 5e-4
+    beta1: float = 0.5
+    warmup: float = 0.02
+    ema: float | None = 0.999
+    precision: Literal["32-true", "bf16-mixed"] = "bf16-mixed"
+    channels_last: bool = True
+    latent: int = 32
+    encoder_width: int = 16
+    decoder_width: int = 64
+    discriminator_width: int = 32
+    layer: int = -1
+    features: bool = True
+    likeness: float = 1.0
+    beta: float = 1.0
+    gamma: float = 1.0
+    adversarial: float = 1.0
+    loss: Literal["minimax", "non-saturating", "wasserstein", "hinge"] = "non-saturating"
+
+    def build(self, dataset: ImageDataset) -> Objective:
+        network = VAEGAN(
+            channels=dataset.images.shape[1],
+            size=dataset.images.shape[2],
+            latent=self.latent,
+            encoder_width=self.encoder_width,
+            decoder_width=self.decoder_width,
+            discriminator_width=self.discriminator_width,
+            layer=self.layer,
+            features=self.features,
+            precision=self.likeness,
+            beta=self.beta,
+            gamma=self.gamma,
+            adversarial=self.adversarial,
+            loss=self.loss,
+        )
+        phases = tuple(
+            Phase(
+                name, list(part.parameters()), lambda b, source, f=loss: f(to_float(b[0]), source)
+            )
+            for name, part, loss in (
+                ("discriminator", network.discriminator, network.discriminator_loss),
+                ("encoder", network.encoder, network.encoder_loss),
+                ("decoder", network.decoder, network.decoder_loss),
+            )
+        )
+        judged = self.features or self.adversarial
+        return Objective(
+            network,
+            phases if judged else phases[1:],
+            sample=lambda net, n, source: net.sample(n, source),
+        )
+
+    def evaluate(
+        self, network: nn.Module, evaluator: Evaluator, root: Root = None
+    ) -> dict[str, float]:
+        metrics: dict[str, float] = {}
+        for found in self.test_sets(root):
+            metrics |= evaluator.reconstruction(lambda x, _: network.reconstruct(x), found)
+        return metrics | evaluator.sample_quality(network.sample, self.held_out(root))
+
+
 RECIPES: dict[str, Recipe] = {
     "autoencoder": AutoencoderRecipe(),
     "denoising-autoencoder": DenoisingAutoencoderRecipe(),
     "digit-cnn": DigitCNNRecipe(),
+    "gan": GANRecipe(),
+    "gan-cifar10": GANRecipe(
+        data="cifar10",
+        steps=100_000,
+        learning_rate=2e-4,
+        beta1=0.0,
+        beta2=0.9,
+        latent=128,
+        generator_width=128,
+        discriminator_width=128,
+        generator_every=5,
+    ),
+    "image-to-image": ImageToImageRecipe(),
     "masked-autoencoder": MaskedAutoencoderRecipe(),
     "vae": VAERecipe(),
+    "vae-gan": VAEGANRecipe(),
 }

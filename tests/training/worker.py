@@ -19,6 +19,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from companion.data import to_float
+from companion.gan import GAN
 from companion.randomness import initialisation, normal
 from companion.training import (
     Objective,
@@ -29,6 +30,7 @@ from companion.training import (
     minimise,
     run,
 )
+from companion.vae_gan import VAEGAN
 
 
 def images(count: int = 96, size: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
@@ -118,8 +120,43 @@ def denoiser() -> Objective:
     )
 
 
-OBJECTIVES = {"everything": everything, "denoiser": denoiser}
+def players(network: nn.Module, **losses) -> Objective:
+    """An objective of parts of a network that take their turns, each with its loss of images and randomness."""
+    phases = [
+        Phase(
+            name, list(getattr(network, name).parameters()), lambda b, s, f=f: f(to_float(b[0]), s)
+        )
+        for name, f in losses.items()
+    ]
+    return Objective(network, tuple(phases), lambda network, n, source: network.sample(n, source))
+
+
+def gan() -> Objective:
+    with initialisation(0):
+        network = GAN(1, 16, 4, 8, 8, gradient_penalty=1.0)
+    return players(
+        network,
+        discriminator=network.discriminator_loss,
+        generator=lambda x, source: network.generator_loss(len(x), source),
+    )
+
+
+def vae_gan() -> Objective:
+    with initialisation(0):
+        network = VAEGAN(1, 16, 4, 4, 8, 8)
+    return players(
+        network,
+        discriminator=network.discriminator_loss,
+        encoder=network.encoder_loss,
+        decoder=network.decoder_loss,
+    )
+
+
+OBJECTIVES = {"everything": everything, "denoiser": denoiser, "gan": gan, "vae-gan": vae_gan}
+SIDES = {"gan": 16, "vae-gan": 16}
 SETTINGS = {
+    "gan": {"ema": 0.9, "beta1": 0.5},
+    "vae-gan": {"ema": 0.9, "beta1": 0.5},
     "everything": {"channels_last": True, "ema": 0.99, "clip": 1.0, "weight_decay": 0.01},
     "denoiser": {"ema": 0.9, "clip": 0.5},
 }
@@ -127,7 +164,9 @@ SETTINGS = {
 
 def trainer(name: str, fabric=None, **settings) -> Trainer:
     chosen = {"steps": 30, "batch_size": 16} | SETTINGS[name] | settings
-    return Trainer(OBJECTIVES[name](), images(), TrainingSettings(**chosen), fabric)
+    return Trainer(
+        OBJECTIVES[name](), images(size=SIDES.get(name, 8)), TrainingSettings(**chosen), fabric
+    )
 
 
 def die_at_call(number: int) -> None:

@@ -1,0 +1,66 @@
+"""Spectral normalisation: every layer's weight matrix divided by its largest singular value.
+
+After Miyato et al., Spectral Normalization for Generative Adversarial Networks, 2018 (Algorithm 1). A linear or
+convolutional layer treated so stretches no input by more than about a factor of one, so a discriminator built of
+such layers and 1-Lipschitz activations has a bounded slope, whatever its training does.
+
+As in the paper, a convolution's weight counts as the matrix "out × (in·height·width)"; the norm of that matrix is not
+exactly the norm of the convolution, which also depends on how the kernel's positions overlap.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrize
+
+# Steps of the power iteration before training, so that the first division is by the right number.
+FIRST_STEPS = 30
+
+
+def as_matrix(weight: Float[Tensor, "out *shape"]) -> Float[Tensor, "out m"]:
+    """Returns a layer's weight as the matrix whose largest singular value is meant."""
+    return weight.flatten(1)
+
+
+class SpectralNorm(nn.Module):
+    """Divides a weight by an estimate of its largest singular value, from one step of power iteration at each use.
+
+    The iteration runs in training mode only, and its vectors are buffers: in evaluation mode the layer is a fixed
+    function. A gradient flows through W and through σ = uᵀWv, with u and v held constant.
+
+    Args:
+        weight: to start from.
+    """
+
+    def __init__(self, weight: Float[Tensor, "out *shape"]) -> None:
+        super().__init__()
+        matrix = as_matrix(weight.detach())
+        u = F.normalize(torch.randn(len(matrix)).to(matrix), dim=0)
+        v = F.normalize(matrix.T @ u, dim=0)
+        self.register_buffer("u", u)
+        self.register_buffer("v", v)
+        for _ in range(FIRST_STEPS):
+            self._iterate(matrix)
+
+    @torch.no_grad()
+    def _iterate(self, matrix: Tensor) -> None:
+        self.u.copy_(F.normalize(matrix @ self.v, dim=0))
+        self.v.copy_(F.normalize(matrix.T @ self.u, dim=0))
+
+    def forward(self, weight: Float[Tensor, "out *shape"]) -> Float[Tensor, "out *shape"]:
+        """Returns the weight with a largest singular value of about one."""
+        # Not in bf16: the norm is a small difference of large sums, and the matrix is tiny beside the images.
+        with torch.autocast(weight.device.type, enabled=False):
+            matrix = as_matrix(weight)
+            if self.training:
+                self._iterate(matrix.detach())
+            # Copies, since the next use in the same step moves the buffers and backward needs these.
+            u, v = self.u.clone(), self.v.clone()
+            return weight / torch.dot(u, matrix @ v)
+
+
+def spectral_norm(layer: nn.Module) -> nn.Module:
+    """Makes a linear, convolutional or embedding layer use its weight divided by its largest singular value."""
+    parametrize.register_parametrization(layer, "weight", SpectralNorm(layer.weight))
+    return layer
