@@ -648,10 +648,11 @@ class GANRecipe(Recipe):
         generator_rate: the generator's learning rate, where it differs.
     """
 
-    steps: int = 20_000
+    steps: int = 10_000
     batch_size: int = 64
-    learning_rate: float = 4e-4
-    beta1: float = 0.5
+    learning_rate: float = 1e-3
+    beta1: float = 0.0
+    beta2: float = 0.99
     warmup: float = 0.0
     ema: float | None = 0.999
     precision: Literal["32-true", "bf16-mixed"] = "bf16-mixed"

@@ -323,7 +323,7 @@ def test_each_phase_moves_its_own_network():
         ),
     )
     data = torch.randn(64, 2, generator=seeded())
-    trainer = Trainer(Objective(game, phases), (data,), TrainingSettings(steps=4, warmup=0))
+    trainer = Trainer(Objective(game, phases), (data,), TrainingSettings(steps=4, warmup=0.0))
     before = [game.generator.weight.detach().clone()]
     judged = [game.discriminator[0].weight.detach().clone()]
     for _ in trainer:
@@ -339,19 +339,19 @@ def test_it_learns_a_gaussian():
     torch.manual_seed(0)
     judge = nn.Sequential(nn.Linear(1, 32), nn.SiLU(), nn.Linear(32, 1), nn.Flatten(0))
     game = AdversarialGame(nn.Linear(1, 1), judge, 1, r1=0.1)
-    data = 3 + 0.5 * torch.randn(2048, 1, generator=seeded())
+    data = 1 + 0.5 * torch.randn(2048, 1, generator=seeded())
     phases = (
         Phase("d", list(judge.parameters()), lambda b, s: game.discriminator_loss(b[0], s)),
         Phase(
             "g", list(game.generator.parameters()), lambda b, s: game.generator_loss(len(b[0]), s)
         ),
     )
-    chosen = TrainingSettings(steps=1500, batch_size=128, learning_rate=5e-3, beta1=0.5, ema=0.99)
+    chosen = TrainingSettings(steps=1500, batch_size=128, learning_rate=1e-2, beta1=0.0, ema=0.99)
     trainer = Trainer(Objective(game, phases), (data,), chosen)
     for _ in trainer:
         pass
     drawn = trainer.network.sample(20_000, seeded(3))
-    assert float(drawn.mean()) == pytest.approx(3, abs=0.15)
+    assert float(drawn.mean()) == pytest.approx(1, abs=0.15)
     assert float(drawn.std()) == pytest.approx(0.5, abs=0.15)
 
 
