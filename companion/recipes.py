@@ -806,10 +806,11 @@ class VAEGANRecipe(Recipe):
         loss: "minimax", "non-saturating", "wasserstein" or "hinge".
     """
 
-    steps: int = 20_000
+    steps: int = 8_000
     batch_size: int = 64
-    learning_rate: float = 5e-4
-    beta1: float = 0.5
+    learning_rate: float = 1e-3
+    beta1: float = 0.0
+    beta2: float = 0.99
     warmup: float = 0.02
     ema: float | None = 0.999
     precision: Literal["32-true", "bf16-mixed"] = "bf16-mixed"
@@ -818,13 +819,13 @@ class VAEGANRecipe(Recipe):
     encoder_width: int = 16
     decoder_width: int = 64
     discriminator_width: int = 32
-    layer: int = -1
+    layer: int = 1
     features: bool = True
-    likeness: float = 1.0
+    likeness: float = 10.0
     beta: float = 1.0
-    gamma: float = 1.0
+    gamma: float = 0.01
     adversarial: float = 1.0
-    loss: Literal["minimax", "non-saturating", "wasserstein", "hinge"] = "non-saturating"
+    loss: Literal["minimax", "non-saturating", "wasserstein", "hinge"] = "hinge"
 
     def build(self, dataset: ImageDataset) -> Objective:
         network = VAEGAN(
