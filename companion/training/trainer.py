@@ -177,9 +177,9 @@ class Trainer:
 
     With several processes, each works on its share of every batch and the gradients are averaged, which gives
     the gradient of one process up to rounding; all begin with the first one's weights. What looks at more than
-    one sample at a time sees a process's share only: batch normalisation normalises over it (and its running
-    statistics are the first process's), and dropout draws other masks in every process. The same holds for
-    the parts of an accumulated gradient.
+    one sample at a time sees a process's share only: PyTorch's batch normalisation normalises over it (and its
+    running statistics are the first process's; `companion.nn.normalisation` has one that counts all processes),
+    and dropout draws other masks in every process. The same holds for the parts of an accumulated gradient.
 
     Args:
         objective: the network and its losses.
