@@ -262,7 +262,7 @@ class Discriminator(nn.Module):
         halvings = [
             nn.Conv2d(before, after, 4, stride=2, padding=1) for before, after in pairwise(widths)
         ]
-        # One more convolution at the smallest grid, so that the linear layer sees corners and strokes, not lines.
+        # One more convolution at the smallest grid: without it a feature sees only 10×10 pixels of a 28×28 image.
         self.convolutions = nn.ModuleList(
             [*halvings, nn.Conv2d(widths[-1], 2 * widths[-1], 3, padding=1)]
         )
