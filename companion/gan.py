@@ -536,7 +536,9 @@ class UNetGenerator(nn.Module):
         quarter = F.silu(self.middle(F.silu(self.down_2(half))))
         half = torch.cat([F.silu(self.up_2(quarter)), half], dim=1)
         full = torch.cat([F.silu(self.up_1(half)), full], dim=1)
-        return torch.tanh(self.leave(full))
+        # The network adds to its input, so that training begins at the given image and not at a constant grey, from
+        # where a tanh has little slope to come back.
+        return torch.tanh(x + self.leave(full))
 
 
 class ImageToImage(nn.Module):
