@@ -4,8 +4,7 @@ References:
     Vaswani et al., Attention Is All You Need, 2017: the encoder.
     Dosovitskiy et al., An Image is Worth 16x16 Words, 2021 (ViT): norm before each part, GELU, patches.
 
-No position is added here: whoever
-makes the tokens does that, because only they know where a token comes from.
+No position is added here: whoever makes the tokens does that, because only they know where a token comes from.
 
 Shapes: `b` sets, `t` tokens, `h` heads, `c` channels (the width).
 """

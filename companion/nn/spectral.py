@@ -50,7 +50,7 @@ class SpectralNorm(nn.Module):
 
     def forward(self, weight: Float[Tensor, "out *shape"]) -> Float[Tensor, "out *shape"]:
         """Returns the weight with a largest singular value of about one."""
-        # Not in bf16: the norm is a small difference of large sums, and the matrix is tiny beside the images.
+        # Not in bf16: three digits of σ would be lost to save nothing, the matrix being tiny beside the images.
         with torch.autocast(weight.device.type, enabled=False):
             matrix = as_matrix(weight)
             if self.training:
