@@ -889,4 +889,8 @@ RECIPES: dict[str, Recipe] = {
     "masked-autoencoder": MaskedAutoencoderRecipe(),
     "vae": VAERecipe(),
     "vae-gan": VAEGANRecipe(),
+    # The same encoder and decoder with the same precision, judged by pixels alone: what chapter 11 compares with.
+    "vae-gan-pixels": VAEGANRecipe(
+        features=False, adversarial=0.0, gamma=1.0, learning_rate=2e-3, beta1=0.9, beta2=0.999
+    ),
 }

@@ -24,6 +24,7 @@ import tempfile
 import time
 import tokenize
 from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
 
 import nbformat
@@ -38,6 +39,7 @@ MAX_BYTES = 1_500_000
 MAX_SECONDS = 120
 # A chapter's text shows its own run time between these marks; the runner keeps it true.
 RUNTIME = re.compile(r"<!--runtime-->.*?<!--/runtime-->", re.DOTALL)
+_RECORD = re.compile(r"measurements/[\w-]+\.json")
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 KEPT_CELL_METADATA = {"tags", "nbval_reason", "mystnb"}
 
@@ -142,8 +144,14 @@ def dependencies(cells: Iterable[str]) -> tuple[list[Path], set[str]]:
     return sorted(set(files.values())), checkpoints
 
 
+def measurements_read(cells: Iterable[str]) -> list[Path]:
+    """Returns the committed records of measurements that code cells name."""
+    names = {name for cell in cells for name in _RECORD.findall(cell)}
+    return sorted(path for name in names if (path := BOOK / name).is_file())
+
+
 def source_hash(notebook: nbformat.NotebookNode) -> str:
-    """Hashes the code cells and what they stand on: the package's modules and the checkpoints."""
+    """Hashes the code cells and what they stand on: the package's modules, checkpoints and recorded measurements."""
     cells = code_of(notebook)
     files, checkpoints = dependencies(cells)
     digest = hashlib.sha256()
@@ -156,6 +164,9 @@ def source_hash(notebook: nbformat.NotebookNode) -> str:
         card = PACKAGE / "checkpoints" / f"{name}.json"
         if card.is_file():
             digest.update(json.loads(card.read_text(encoding="utf-8"))["sha256"].encode())
+    for path in measurements_read(cells):
+        digest.update(path.name.encode() + b"\0")
+        digest.update(path.read_bytes())
     return digest.hexdigest()
 
 
@@ -271,6 +282,7 @@ def execution_times() -> str:
 _LOCAL = re.compile(r"(?<![\w.])(/home/|/root/|/tmp/|/work/|/Users/|[A-Z]:\\\\Users)")
 _ADDRESS = re.compile(r"\bat 0x[0-9a-f]{6,}")
 _IMAGE = re.compile(r"<img\b[^>]*>")
+_RULE = re.compile(r"\|?(\s*:?-+:?\s*\|)+(\s*:?-+:?\s*)?")
 _ALT = re.compile(r'\balt="([^"]+)"')
 
 
@@ -317,11 +329,27 @@ def cell_problems(cell: nbformat.NotebookNode) -> list[str]:
     return found
 
 
+def nameless_columns(source: str) -> list[str]:
+    """Finds the tables of a text in which a column has no name: a reader who cannot see the table needs every one."""
+    found = []
+    lines = source.splitlines()
+    for head, rule in pairwise(lines):
+        if not _RULE.fullmatch(rule.strip()) or "|" not in head:
+            continue
+        # A bar within a formula or code is not the border of a column.
+        plain = re.sub(r"\$[^$]*\$|`[^`]*`", "x", head).replace(r"\|", "x").strip()
+        if not all(name.strip() for name in plain.removeprefix("|").removesuffix("|").split("|")):
+            found.append(f"has a table with a column without a name: {head.strip()!r}")
+    return found
+
+
 def problems(path: Path) -> list[str]:
     """Finds everything that keeps a committed notebook from being in order, one sentence each."""
     notebook = nbformat.read(path, as_version=4)
     found, count = [], 0
     for index, cell in enumerate(notebook.cells):
+        if cell.cell_type == "markdown":
+            found += [f"cell {index} {problem}" for problem in nameless_columns(cell.source)]
         if cell.cell_type != "code":
             continue
         if not cell.source.strip():

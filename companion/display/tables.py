@@ -4,7 +4,13 @@ from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
 
-from companion.display.text import measured, require_words, to_attribute, to_html
+from companion.display.text import (
+    measured,
+    require_words,
+    to_attribute,
+    to_html,
+    without_measured,
+)
 
 
 class Table:
@@ -39,8 +45,9 @@ class Table:
             )
         head = "".join(f'<th scope="col">{to_html(str(name))}</th>' for name in columns)
         body = "".join(_row(row, formats) for row in self.rows)
+        label = to_attribute(without_measured(self.caption))
         self.html = (
-            f'<div class="cmp-table-scroll" role="region" tabindex="0" aria-label="{to_attribute(self.caption)}">'
+            f'<div class="cmp-table-scroll" role="region" tabindex="0" aria-label="{label}">'
             f'<table class="cmp-table"><caption>{to_html(self.caption)}</caption>'
             f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
         )

@@ -173,6 +173,35 @@ def test_faults_are_found(tmp_path, cell, complaint):
     assert any(complaint in problem for problem in found), found
 
 
+@pytest.mark.parametrize(
+    ("table", "nameless"),
+    [
+        ("| | b |\n|---|--:|\n| 1 | 2 |", 1),
+        ("a |  | c\n--- | --- | ---", 1),
+        ("| a | b |\n|---|---|\n| | 2 |", 0),
+        ("| $|x|$ | `||` |\n|:--|:-:|", 0),
+        ("a sentence\n---\n", 0),
+    ],
+)
+def test_columns_of_markdown_tables_have_names(tmp_path, table, nameless):
+    notebook = notebook_with(new_markdown_cell(f"text\n\n{table}\n"), run_cell())
+    found = notebooks.problems(write(tmp_path, notebook))
+    assert len(found) == nameless
+    assert all("column without a name" in problem for problem in found)
+
+
+def test_recorded_measurements_make_outputs_stale(tmp_path, monkeypatch):
+    monkeypatch.setattr(notebooks, "BOOK", tmp_path)
+    record = tmp_path / "measurements" / "gan-seeds.json"
+    record.parent.mkdir()
+    record.write_text("{}")
+    notebook = notebook_with(run_cell('found = Path("measurements/gan-seeds.json").read_text()'))
+    path = write(tmp_path, notebook)
+    assert notebooks.problems(path) == []
+    record.write_text('{"seeds": {}}')
+    assert any("changed since it was run" in problem for problem in notebooks.problems(path))
+
+
 def test_images_are_not_mistaken_for_paths(tmp_path):
     image = html('<img alt="a" src="data:image/png;base64,/tmp/AAAA/home/aa">')
     assert notebooks.problems(write(tmp_path, notebook_with(run_cell(outputs=[image])))) == []

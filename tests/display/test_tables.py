@@ -2,7 +2,7 @@
 
 import pytest
 
-from companion.display import table
+from companion.display import measured, table
 
 
 def test_numbers_are_marked_and_formatted():
@@ -30,6 +30,15 @@ def test_words_are_escaped():
 def test_bad_tables(rows, formats, message):
     with pytest.raises(ValueError, match=message):
         table(rows, caption="c", formats=formats)
+
+
+def test_a_measured_number_of_the_caption_is_marked_and_not_in_the_label():
+    """Outputs are compared between machines, attributes as they stand."""
+    html = table([{"a": 1}], caption=f"falls to {measured(2.5)}, twice").html
+    assert 'aria-label="falls to …, twice"' in html
+    assert (
+        '<caption>falls to <data class="measured" value="2.5">2.5</data>, twice</caption>' in html
+    )
 
 
 def test_caption_required():
