@@ -35,7 +35,7 @@ from companion.data.downloads import SOURCES, cache_folder
 from companion.errors import unknown_name
 from companion.evaluation import Evaluator
 from companion.files import write_atomically
-from companion.recipes import RECIPES, Interrupted, finite, make_checkpoint, recipe_of
+from companion.recipes import RECIPES, Interrupted, Recipe, finite, make_checkpoint, recipe_of
 from companion.training import DiskFullError, DivergedError, RunError, StateError, launch
 
 DONE, FAILED, WRONG_USAGE, DIVERGED = 0, 1, 2, 3
@@ -306,8 +306,15 @@ def _parsed(arguments: Sequence[str], default: T, prog: str, about: str) -> tupl
     return name, options
 
 
-def _summary(thing: object) -> str:
-    return (type(thing).__doc__ or "").strip().splitlines()[0]
+def _summary(recipe: Recipe) -> str:
+    """Says what a recipe trains; of a variant, in what it differs from the recipe of its kind."""
+    default = type(recipe)()
+    named = [name for name, other in RECIPES.items() if other == default]
+    if recipe == default or not named:
+        return (type(recipe).__doc__ or "").strip().splitlines()[0]
+    values = ((f.name.replace("_", " "), getattr(recipe, f.name), f) for f in fields(recipe))
+    changed = [f"{name} {value}" for name, value, f in values if value != getattr(default, f.name)]
+    return f"As {named[0]}, but {', '.join(changed)}."
 
 
 def train(arguments: Sequence[str]) -> int:

@@ -19,7 +19,7 @@ from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, fields, replace
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from lightning_fabric import Fabric
@@ -55,6 +55,7 @@ from companion.vae import VAE
 from companion.vae_gan import VAEGAN
 
 Root = str | PathLike[str] | None
+Network = TypeVar("Network", bound=nn.Module)
 
 
 def without_held_out(train: ImageDataset) -> ImageDataset:
@@ -325,6 +326,29 @@ def _device(fabric: Fabric) -> str:
 # --- The recipes of the models, each with its class ---------------------------------------------------------------
 
 
+def network_of(kind: type[Network], recipe: Recipe, dataset: ImageDataset, **given: Any) -> Network:
+    """Builds a network for a data set's images, with the recipe's own settings where they have the same names.
+
+    Settings that every recipe has, such as the precision of the arithmetic, say nothing about a network.
+
+    Args:
+        kind: the network's class.
+        recipe: whose settings become arguments.
+        dataset: its images say `channels` and `size`.
+        given: arguments that the recipe has under another name, or not at all.
+
+    Raises:
+        TypeError: for an argument that nobody gives; a default would be a setting that no recipe records.
+    """
+    own = {f.name for f in fields(recipe)} - {f.name for f in fields(Recipe)}
+    known = {name: getattr(recipe, name) for name in own}
+    known |= {"channels": dataset.images.shape[1], "size": dataset.images.shape[2]} | given
+    names = list(inspect.signature(kind).parameters)
+    if missing := [name for name in names if name not in known]:
+        raise TypeError(f"{type(recipe).__name__} has no {missing[0]} for {kind.__name__}.")
+    return kind(**{name: known[name] for name in names})
+
+
 @dataclass(frozen=True, kw_only=True)
 class DigitCNNRecipe(Recipe):
     """The digit classifier behind every FID on digits: eight passes over MNIST, augmented by small affine maps.
@@ -403,13 +427,7 @@ class AutoencoderRecipe(Recipe):
     parts: int = 10
 
     def build(self, dataset: ImageDataset) -> Objective:
-        network = Autoencoder(
-            self.latent,
-            channels=dataset.images.shape[1],
-            size=dataset.images.shape[2],
-            width=self.width,
-            network=self.network,
-        )
+        network = network_of(Autoencoder, self, dataset)
         return minimise(network, lambda batch, source: network.loss(to_float(batch[0]), source))
 
     def evaluate(
@@ -464,19 +482,8 @@ class VAERecipe(Recipe):
     iwae: int = 50
 
     def build(self, dataset: ImageDataset) -> Objective:
-        network = VAE(
-            channels=dataset.images.shape[1],
-            size=dataset.images.shape[2],
-            width=self.width,
-            latent=self.latent,
-            likelihood=self.likelihood,
-            architecture=self.architecture,
-            depth=self.depth,
-            beta=self.beta,
-            free_nats=self.free_nats,
-            sigma=self.sigma,
-            classes=len(dataset.classes) if self.conditional else 0,
-        )
+        classes = len(dataset.classes) if self.conditional else 0
+        network = network_of(VAE, self, dataset, classes=classes)
 
         def loss(batch: Batch, source: Source) -> dict[str, Tensor]:
             images, labels = batch
@@ -537,15 +544,7 @@ class DenoisingAutoencoderRecipe(Recipe):
     amount_max: float | None = 5.0
 
     def build(self, dataset: ImageDataset) -> Objective:
-        network = DenoisingAutoencoder(
-            channels=dataset.images.shape[1],
-            size=dataset.images.shape[2],
-            width=self.width,
-            latent=self.latent,
-            corruption=self.corruption,
-            amount=self.amount,
-            amount_max=self.amount_max,
-        )
+        network = network_of(DenoisingAutoencoder, self, dataset)
         return minimise(
             network,
             lambda batch, source: network.loss(to_float(batch[0]), source),
@@ -605,19 +604,7 @@ class MaskedAutoencoderRecipe(Recipe):
     learned_positions: bool = False
 
     def build(self, dataset: ImageDataset) -> Objective:
-        network = MaskedAutoencoder(
-            channels=dataset.images.shape[1],
-            size=dataset.images.shape[2],
-            patch=self.patch,
-            width=self.encoder_width,
-            layers=self.layers,
-            decoder_width=self.decoder_width,
-            decoder_layers=self.decoder_layers,
-            heads=self.heads,
-            share=self.share,
-            normalise=self.normalise,
-            learned_positions=self.learned_positions,
-        )
+        network = network_of(MaskedAutoencoder, self, dataset, width=self.encoder_width)
         return minimise(network, lambda batch, source: network.loss(to_float(batch[0]), source))
 
     def evaluate(
@@ -670,18 +657,8 @@ class GANRecipe(Recipe):
 
     def build(self, dataset: ImageDataset) -> Objective:
         _no_compiled_penalty(self.compile, self.gradient_penalty or self.r1)
-        network = GAN(
-            channels=dataset.images.shape[1],
-            size=dataset.images.shape[2],
-            latent=self.latent,
-            generator_width=self.generator_width,
-            discriminator_width=self.discriminator_width,
-            classes=len(dataset.classes) if self.conditional else 0,
-            normalise=self.normalise,
-            loss=self.loss,
-            gradient_penalty=self.gradient_penalty,
-            r1=self.r1,
-        )
+        classes = len(dataset.classes) if self.conditional else 0
+        network = network_of(GAN, self, dataset, classes=classes)
 
         def tell(batch: Batch, source: Source) -> dict[str, Tensor]:
             images, labels = batch
@@ -742,15 +719,7 @@ class ImageToImageRecipe(Recipe):
     loss: Literal["minimax", "non-saturating", "wasserstein", "hinge"] = "non-saturating"
 
     def build(self, dataset: ImageDataset) -> Objective:
-        network = ImageToImage(
-            channels=dataset.images.shape[1],
-            size=dataset.images.shape[2],
-            generator_width=self.generator_width,
-            discriminator_width=self.discriminator_width,
-            content=self.content,
-            adversarial=self.adversarial,
-            loss=self.loss,
-        )
+        network = network_of(ImageToImage, self, dataset)
 
         def judge(batch: Batch, source: Source) -> dict[str, Tensor]:
             return network.discriminator_loss(*TASKS[self.task](to_float(batch[0]), source))
@@ -828,21 +797,7 @@ class VAEGANRecipe(Recipe):
     loss: Literal["minimax", "non-saturating", "wasserstein", "hinge"] = "hinge"
 
     def build(self, dataset: ImageDataset) -> Objective:
-        network = VAEGAN(
-            channels=dataset.images.shape[1],
-            size=dataset.images.shape[2],
-            latent=self.latent,
-            encoder_width=self.encoder_width,
-            decoder_width=self.decoder_width,
-            discriminator_width=self.discriminator_width,
-            layer=self.layer,
-            features=self.features,
-            precision=self.likeness,
-            beta=self.beta,
-            gamma=self.gamma,
-            adversarial=self.adversarial,
-            loss=self.loss,
-        )
+        network = network_of(VAEGAN, self, dataset, precision=self.likeness)
         phases = tuple(
             Phase(
                 name, list(part.parameters()), lambda b, source, f=loss: f(to_float(b[0]), source)

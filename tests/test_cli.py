@@ -484,6 +484,15 @@ def test_list_names_everything_with_its_numbers(capsys, offline, tmp_path):
     assert str(tmp_path / "none") in said
 
 
+def test_a_variant_says_in_what_it_differs(capsys):
+    assert main(["list"]) == 0
+    (line,) = [x for x in capsys.readouterr().out.splitlines() if x.startswith("  gan-cifar10 ")]
+    assert "As gan, but steps 100000," in line
+    assert "data cifar10" in line
+    assert "latent 128" in line
+    assert "loss" not in line
+
+
 def test_list_as_json(tmp_path, capsys):
     out = tmp_path / "all.json"
     assert main(["list", "--json", str(out)]) == 0

@@ -12,6 +12,7 @@ from PIL import Image
 from companion import recipes
 from companion.checkpoints import checkpoint_names, load_card, load_checkpoint
 from companion.data import ImageDataset, load
+from companion.metrics.digit_cnn import DigitCNN
 from companion.recipes import (
     RECIPES,
     DigitCNNRecipe,
@@ -19,10 +20,12 @@ from companion.recipes import (
     Recipe,
     finite,
     make_checkpoint,
+    network_of,
     recipe_of,
     without_held_out,
 )
 from companion.training import Outcome, RunError
+from companion.vae_gan import VAEGAN
 
 SMALL = DigitCNNRecipe(data="digits", steps=3, batch_size=16, width=4)
 
@@ -137,6 +140,19 @@ def test_every_recipe_builds_the_same_network_each_time(name, digits):
     assert torch.equal(torch.get_rng_state(), before)
     other = replace(recipe, seed=1).objective(digits[:2]).network.state_dict()
     assert any(not torch.equal(a[key], other[key]) for key in a)
+
+
+def test_a_network_has_the_settings_of_its_recipe(digits):
+    recipe = replace(RECIPES["vae-gan"], encoder_width=4, likeness=3.0, beta=0.5, latent=5)
+    network = network_of(VAEGAN, recipe, digits, precision=recipe.likeness)
+    assert (network.encoder_width, network.beta, network.latent) == (4, 0.5, 5)
+    assert (network.channels, network.size) == (1, 28)
+    assert network.precision == 3.0  # and not the arithmetic's, which every recipe has
+
+
+def test_an_argument_that_no_recipe_records_is_refused(digits):
+    with pytest.raises(TypeError, match="DigitCNNRecipe has no classes for DigitCNN"):
+        network_of(DigitCNN, SMALL, digits)
 
 
 @pytest.mark.parametrize("name", list(RECIPES))
