@@ -35,7 +35,15 @@ from tqdm import tqdm
 from companion.data.images import ImageDataset, to_uint8
 from companion.files import replacing, write_atomically
 from companion.randomness import derive
-from companion.training.state import last_state, newest_state, room, save_state, saved_steps, tidy
+from companion.training.state import (
+    last_state,
+    newest_state,
+    prune,
+    room,
+    save_state,
+    saved_steps,
+    tidy,
+)
 from companion.training.trainer import DivergedError, Progress, Trainer
 
 T = TypeVar("T")
@@ -323,6 +331,8 @@ class _Run:
         step = self.trainer.step
 
         def prepare() -> None:
+            if saved is not None:
+                prune(self.folder, step)
             with room(self.folder, "the log"):
                 self.log = Log(self.folder / "log.csv", step)
             if tensorboard:

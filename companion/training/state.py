@@ -211,14 +211,26 @@ def save_state(folder: str | Path, step: int, state: Mapping[str, Any], kept: in
         card = {"format": FORMAT, "step": step, "sha256": digest.hexdigest(), "state": skeleton}
         write_atomically(path.with_suffix(".json"), (json.dumps(card, indent=1) + "\n").encode())
     # Of later steps there are only states that were refused when the run was resumed from an earlier one.
+    prune(folder, step, kept, later=True)
+    sync_folder(folder)
+    return path
+
+
+def prune(folder: Path, step: int, kept: int = KEPT, later: bool = False) -> None:
+    """Removes the states before a step but the newest few, which a process that was killed may not have come to.
+
+    Args:
+        folder: where states were saved.
+        step: of the newest state that counts.
+        kept: how many stay, with that one.
+        later: remove those of later steps, too.
+    """
     stay = [other for other in saved_steps(folder) if other <= step][:kept]
     # The mark goes first: tensors without it are no state, but it without them would be a damaged one.
     for suffix in (".json", ".safetensors"):
         for other in _steps(folder, suffix):
-            if other not in stay:
+            if other not in stay and (later or other < step):
                 state_path(folder, other).with_suffix(suffix).unlink()
-    sync_folder(folder)
-    return path
 
 
 def tidy(folder: Path) -> None:

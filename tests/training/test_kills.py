@@ -83,6 +83,7 @@ def test_a_kill_at_every_moment_of_saving(server, result, tmp_path):
         code, line = server.train(folder, resume=True, **options)
         assert code == 0, line
         assert result(folder) == expected
+        assert len(list(folder.iterdir())) == 5, "two states of two files, and the log"
     assert killed > 30
 
 

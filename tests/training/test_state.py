@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from companion.training import DiskFullError, StateError, load_state, newest_state, save_state
 from companion.training import state as module
-from companion.training.state import saved_steps, state_path, tidy
+from companion.training.state import prune, saved_steps, state_path, tidy
 
 
 def equal(a, b) -> bool:
@@ -129,6 +129,22 @@ def test_the_newest_two_are_kept(tmp_path):
     assert saved_steps(tmp_path) == [100_000_000, 15]
     assert len(list(tmp_path.iterdir())) == 4
     assert newest_state(tmp_path)["step"] == 100_000_000
+
+
+def test_what_a_killed_process_did_not_come_to_is_made_up_for(tmp_path):
+    """Killed between the writing of a state and the removal of old ones, or between the two files of an old one."""
+    for step in (5, 10, 15, 20, 25):
+        save_state(tmp_path, step, example(step), kept=9)
+    state_path(tmp_path, 5).with_suffix(".json").unlink()
+    prune(tmp_path, 20)
+    assert saved_steps(tmp_path) == [
+        25,
+        20,
+        15,
+    ]  # 25 was refused, say; the next state to be saved replaces it
+    assert len(list(tmp_path.iterdir())) == 6
+    prune(tmp_path, 20, later=True)
+    assert saved_steps(tmp_path) == [20, 15]
 
 
 def test_no_folder_and_no_state(tmp_path):
