@@ -338,7 +338,8 @@ def network_of(kind: type[Network], recipe: Recipe, dataset: ImageDataset, **giv
         given: arguments that the recipe has under another name, or not at all.
 
     Raises:
-        TypeError: for an argument that nobody gives; a default would be a setting that no recipe records.
+        TypeError: for an argument that nobody gives, since a default would be a setting that no recipe records, or one
+            that the network does not have.
     """
     own = {f.name for f in fields(recipe)} - {f.name for f in fields(Recipe)}
     known = {name: getattr(recipe, name) for name in own}
@@ -346,7 +347,7 @@ def network_of(kind: type[Network], recipe: Recipe, dataset: ImageDataset, **giv
     names = list(inspect.signature(kind).parameters)
     if missing := [name for name in names if name not in known]:
         raise TypeError(f"{type(recipe).__name__} has no {missing[0]} for {kind.__name__}.")
-    return kind(**{name: known[name] for name in names})
+    return kind(**{name: known[name] for name in names} | given)
 
 
 @dataclass(frozen=True, kw_only=True)

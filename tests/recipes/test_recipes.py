@@ -153,6 +153,8 @@ def test_a_network_has_the_settings_of_its_recipe(digits):
 def test_an_argument_that_no_recipe_records_is_refused(digits):
     with pytest.raises(TypeError, match="DigitCNNRecipe has no classes for DigitCNN"):
         network_of(DigitCNN, SMALL, digits)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'classses'"):
+        network_of(DigitCNN, SMALL, digits, classes=10, classses=9)
 
 
 @pytest.mark.parametrize("name", list(RECIPES))

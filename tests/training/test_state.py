@@ -137,11 +137,8 @@ def test_what_a_killed_process_did_not_come_to_is_made_up_for(tmp_path):
         save_state(tmp_path, step, example(step), kept=9)
     state_path(tmp_path, 5).with_suffix(".json").unlink()
     prune(tmp_path, 20)
-    assert saved_steps(tmp_path) == [
-        25,
-        20,
-        15,
-    ]  # 25 was refused, say; the next state to be saved replaces it
+    # 25 was refused, say; it stays until another state is saved.
+    assert saved_steps(tmp_path) == [25, 20, 15]
     assert len(list(tmp_path.iterdir())) == 6
     prune(tmp_path, 20, later=True)
     assert saved_steps(tmp_path) == [20, 15]
