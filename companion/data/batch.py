@@ -1,0 +1,44 @@
+"""What a loss is given: the samples of one step, each kind under its name."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """The samples of one step; what a data set does not have is None.
+
+    Attributes:
+        images: in [−1, 1].
+        labels: the class of each.
+        captions: the text of each.
+        tokens: whole numbers, of a caption or of an image, a row for each sample.
+
+    Raises:
+        ValueError: if there is nothing in it, or the parts differ in length.
+    """
+
+    images: Float[Tensor, "n c h w"] | None = None
+    labels: Int64[Tensor, " n"] | None = None
+    captions: tuple[str, ...] | None = None
+    tokens: Int64[Tensor, "n t"] | None = None
+
+    def __post_init__(self) -> None:
+        lengths = {name: len(part) for name, part in vars(self).items() if part is not None}
+        if len(set(lengths.values())) != 1:
+            raise ValueError(f"the parts of a batch must be equally many, got {lengths or 'none'}.")
+
+    def __len__(self) -> int:
+        return next(len(part) for part in vars(self).values() if part is not None)
+
+    def to(self, device: str | torch.device) -> "Batch":
+        """Returns the same batch with its tensors on another device."""
+        moved = {
+            name: part.to(device, non_blocking=True)
+            for name, part in vars(self).items()
+            if isinstance(part, Tensor)
+        }
+        return replace(self, **moved)
