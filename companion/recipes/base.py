@@ -101,7 +101,7 @@ class Recipe(TrainingSettings, ABC):
         mine = {name: value for name, value in settings.items() if name in own}
         others = {name: value for name, value in settings.items() if name not in own}
         if others:
-            network = dataclasses.replace(network, **others)
+            network = _with(network, others)
         return dataclasses.replace(self, network=network, **mine)
 
     def settings(self) -> dict[str, Any]:
@@ -315,6 +315,22 @@ class Splits:
 
 
 # --- Parts --------------------------------------------------------------------------------------------------------
+
+
+def _with(config: Any, settings: Mapping[str, Any]) -> Any:
+    """Returns a network's config with other settings.
+
+    Its size is a place-holder until the data are known, so settings that do not go with it, such as patches of 8 pixels
+    with images of 28, may go with another; `Recipe.config` then looks again.
+    """
+    problem = None
+    for size in (None, 32, 64, 128, 256):
+        other = {} if size is None or not hasattr(config, "size") else {"size": size}
+        try:
+            return dataclasses.replace(config, **settings, **other)
+        except ValueError as error:
+            problem = problem or error
+    raise problem
 
 
 def network_settings(config: Any) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from companion.evaluation import Evaluator
 from companion.measurement import Measurement
 from companion.recipes.base import Recipe, Root, Splits
 from companion.recipes.registry import RECIPES
-from companion.training import Outcome, Trainer, run
+from companion.training import Outcome, Trainer, resolve_precision, run
 
 # The role of the checkpoint whose weights a training began with.
 INITIAL = "initial weights"
@@ -116,15 +116,16 @@ def make_checkpoint(
     parents = dict(recipe.parents())
     networks = {role: load_checkpoint(at, device) for role, at in parents.items()}
     objective = recipe.objective(splits.train, networks, device)
+    start = None
     if init_from is not None:
-        begin_with(objective.network, init_from)
+        start = initial_weights(objective.network, init_from)
         parents[INITIAL] = init_from
     about = {
         "recipe": {"name": registered(recipe, name)} | recipe.settings(),
         "parents": {role: named(at) for role, at in parents.items()},
         "data": provenance(recipe, splits),
     }
-    trainer = Trainer(objective, splits.train, recipe, fabric)
+    trainer = Trainer(objective, splits.train, recipe, fabric, start=start)
     fabric = trainer.fabric
     evaluator = Evaluator(fabric, samples=samples, progress=progress and None)
     outcome = run(
@@ -149,8 +150,10 @@ def make_checkpoint(
     return _measured(recipe, card, network, evaluator, splits, Path(directory))
 
 
-def begin_with(network: nn.Module, checkpoint: str | PathLike[str]) -> None:
-    """Gives a network the weights of a checkpoint.
+def initial_weights(
+    network: nn.Module, checkpoint: str | PathLike[str]
+) -> Mapping[str, torch.Tensor]:
+    """Returns the weights of a checkpoint, for a training of a network to begin with.
 
     Raises:
         ValueError: if that is of another network; the message names the settings in which they differ.
@@ -170,7 +173,7 @@ def begin_with(network: nn.Module, checkpoint: str | PathLike[str]) -> None:
             f"the network of {str(checkpoint)!r} has other layers than the recipe's: {changed}. Give the recipe the "
             "settings of the checkpoint."
         )
-    network.load_state_dict(its)
+    return its
 
 
 def _card(
@@ -191,7 +194,7 @@ def _card(
         seed=recipe.seed,
         seconds=round(outcome.seconds, 1),
         device=device_name(fabric),
-        precision=precision_of(recipe, fabric),
+        precision=resolve_precision(recipe.precision, fabric.device),
         measurements=losses_of(outcome),
         evaluation=settings_of(evaluator),
         **about,
@@ -292,13 +295,6 @@ def settings_of(evaluator: Evaluator) -> dict[str, int]:
         "seed": evaluator.seed,
         "batch_size": evaluator.batch_size,
     }
-
-
-def precision_of(recipe: Recipe, fabric: Fabric) -> str:
-    """Returns the precision that a training really had."""
-    with fabric.autocast():
-        mixed = torch.is_autocast_enabled(fabric.device.type)
-    return "bf16-mixed" if mixed else "32-true"
 
 
 def device_name(fabric: Fabric) -> str:
