@@ -24,7 +24,7 @@ from companion.checkpoints import (
     load_checkpoint,
     save_card,
 )
-from companion.data import load
+from companion.data import DATASETS, load
 from companion.evaluation import Evaluator
 from companion.recipes import RECIPES, Splits, recipe_of
 from companion.recipes.making import provenance, settings_of
@@ -33,6 +33,8 @@ from companion.recipes.making import provenance, settings_of
 def measured(card: Card, evaluator: Evaluator, root: Path | None) -> Card:
     """Returns a checkpoint's card with everything measured anew, and with its recipe's settings of today."""
     recipe = recipe_of(card)
+    if recipe.data in DATASETS:
+        recipe = recipe.replace(image_size=None, channels=None)  # which are for images of one's own
     if recipe.data == "mnist":
         load("mnist", "test", root=root, download=False)  # else the card would lose what it says of them
     splits = Splits(recipe, root)

@@ -143,7 +143,7 @@ def make_checkpoint(
         raise Interrupted(outcome.step, outcome.total, outcome.signal)
     network = trainer.network.eval()
     network.load_state_dict(stored_state(network))
-    card = _card(recipe, name, network, fabric, outcome, evaluator, about)
+    card = _card(recipe, name, fabric, outcome, evaluator, about)
     if fabric.global_rank == 0:
         card = save_checkpoint(network, card, directory)
     fabric.barrier()
@@ -179,7 +179,6 @@ def initial_weights(
 def _card(
     recipe: Recipe,
     name: str,
-    network: nn.Module,
     fabric: Fabric,
     outcome: Outcome,
     evaluator: Evaluator,
@@ -188,8 +187,6 @@ def _card(
     """Returns the card of a network that is trained but not measured yet."""
     return Card(
         name=name,
-        model=f"{type(network).__module__}.{type(network).__qualname__}",
-        config=dict(vars(network.config)),
         steps=outcome.step,
         seed=recipe.seed,
         seconds=round(outcome.seconds, 1),
