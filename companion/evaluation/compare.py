@@ -154,13 +154,15 @@ def _images(one: Side, evaluator: Evaluator, count: int, most: int | None) -> Im
             f"{one.text!r} (a network of the class {kind}) cannot draw images to compare; choose one that can."
         )
     drawn = evaluator.draw(network.sample, count, to_uint8)
+    # Nobody labels what is drawn; but a network of digits draws digits, which the digit classifier can judge.
+    digits = card.data.get("name") in ("digits", "mnist") and drawn.shape[1:] == (1, 28, 28)
     return ImageDataset(
         images=drawn,
         labels=torch.zeros(len(drawn), dtype=torch.int64),
-        classes=("drawn",),
+        classes=tuple("0123456789") if digits else ("drawn",),
         name=card.name,
         split="samples",
-        kind="digits" if card.data.get("name") in ("digits", "mnist") else "images",
+        kind="digits" if digits else "images",
     )
 
 

@@ -238,9 +238,7 @@ class Splits:
         everything = self._load(self.recipe.data, "train")
         if not self.recipe.validation:
             return everything, None
-        train, kept = everything.split_off(self.recipe.validation, self.recipe.seed)
-        named = (dataclasses.replace(d, split=s) for d, s in ((train, "train"), (kept, "validation")))
-        return tuple(named)
+        return everything.split_off(self.recipe.validation, self.recipe.seed)
 
     @cached_property
     def train(self) -> ImageDataset:
