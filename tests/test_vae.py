@@ -259,8 +259,6 @@ def test_traversal_changes_one_coordinate():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"likelihood": "poisson"}, "unknown likelihood 'poisson'"),
-        ({"architecture": "rnn"}, "unknown architecture 'rnn'"),
         ({"beta": -1.0}, "beta must be a finite number of at least 0"),
         ({"sigma": 0.1}, "gaussian likelihood"),
         ({"likelihood": "gaussian", "sigma": 0.0}, "sigma must be a finite number above 0"),

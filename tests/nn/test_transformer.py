@@ -243,6 +243,15 @@ def test_bad_input_is_named(call, message):
         call(model())
 
 
+@pytest.mark.parametrize(("held", "given_"), [(3, 1), (1, 3), (2, 3)])
+def test_a_cache_of_another_batch_is_refused(held, given_):
+    net = model()
+    caches = net.new_caches()
+    net(tokens(held, 4), caches)
+    with pytest.raises(ValueError, match=rf"holds {held} sequence\(s\) .* got {given_} in"):
+        net(tokens(given_, 1), caches)
+
+
 def test_a_full_cache_is_refused_by_the_context():
     net = model()
     caches = net.new_caches()
