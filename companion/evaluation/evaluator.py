@@ -219,11 +219,7 @@ class Evaluator:
 
         def rows(x: Tensor) -> dict[str, Tensor]:
             found = {"sharpness": sharpness(x)}
-            if extractor is not None:
-                found["features"] = extractor.features(x)
-                if extractor.probabilities is not None:
-                    found["probabilities"] = extractor.probabilities(x)
-            return found
+            return found if extractor is None else found | seen_by(extractor, x)
 
         real = self.each(lambda x, _: rows(x), reference, "reference")
         fake = self.draw(sample, measure=rows)
@@ -352,6 +348,13 @@ class Evaluator:
                 **about_data(test, f"{labels} labels"),
             )
         ]
+
+
+def seen_by(extractor: Extractor, images: Tensor) -> dict[str, Tensor]:
+    """Returns what an extractor makes of images: their features and, where it has classes, their probabilities."""
+    features, probabilities = extractor.both(images)
+    found = {"features": features}
+    return found if probabilities is None else found | {"probabilities": probabilities}
 
 
 def _names(rows: Rows) -> list[str] | None:
