@@ -120,14 +120,14 @@ def compare_sides(
         ]
         channels, rows, _ = shapes[0]
         raise ValueError(
-            f"the images of {found[0]}, those of {found[1]} (channels, rows, columns). Folders and zips are made alike by "
-            f"image_size={rows} and channels={channels} (--image-size {rows} --channels {channels})."
+            f"the images of {found[0]}, those of {found[1]} (channels, rows, columns). Folders and zips are made alike "
+            f"by image_size={rows} and channels={channels} (--image-size {rows} --channels {channels})."
         )
     extractor = evaluator.extractor_for(a)
     if extractor is None:
         raise ValueError(
-            f"nothing is known by which to compare the images of {real.text!r}, {'×'.join(map(str, shapes[0]))}: choose "
-            "features: digit-cnn (for grey 28×28 digits), inception with a file of its weights, or module:function of "
+            f"nothing is known by which to compare the images of {real.text!r}, {'×'.join(map(str, shapes[0]))}: "
+            "choose features: digit-cnn (for grey 28×28 digits), inception with a file of its weights, or module:function of "
             "your own (--features, --weights)."
         )
     real_features, real_probabilities = _features(evaluator, extractor, a, f"real: {real.text}")

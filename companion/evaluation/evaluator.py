@@ -1,8 +1,8 @@
 """Measures of trained networks that recipes share, batch by batch and over as many processes as there are.
 
 Every image has random numbers of its own, a function of the seed, of what they are for and of the image's number. So
-the numbers that come out depend neither on the batch size nor on how many processes there are, except for the rounding
-of sums: batches are dealt out to the processes in turn, results come together in their order and are only then averaged.
+the numbers that come out depend neither on the batch size nor on how many processes there are, except for the
+rounding of sums: batches are dealt out to the processes in turn, and results come together in their order.
 """
 
 from collections.abc import Callable, Iterator

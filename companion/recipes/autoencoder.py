@@ -1,7 +1,7 @@
 """The autoencoder of chapter 8."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from torch import nn
@@ -35,7 +35,7 @@ class AutoencoderRecipe(Recipe):
     clip: float | None = 1.0
     channels_last: bool = True
     parts: int = 10
-    network: AutoencoderConfig = AutoencoderConfig()
+    network: AutoencoderConfig = field(default_factory=AutoencoderConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()

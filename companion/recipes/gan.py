@@ -1,7 +1,7 @@
 """The generative adversarial network of chapter 6."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -40,7 +40,7 @@ class GANRecipe(Recipe):
     conditional: bool = False
     generator_every: int = 1
     generator_rate: float | None = None
-    network: GANConfig = GANConfig()
+    network: GANConfig = field(default_factory=GANConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,7 +1,7 @@
 """The variational autoencoder of chapter 10."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -38,7 +38,7 @@ class VAERecipe(Recipe):
     ema: float | None = 0.999
     conditional: bool = False
     iwae: int = 50
-    network: VAEConfig = VAEConfig()
+    network: VAEConfig = field(default_factory=VAEConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()

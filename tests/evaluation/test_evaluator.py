@@ -277,7 +277,7 @@ def test_features_that_were_chosen_are_taken(things):
 
 def test_too_few_images_for_neighbours(held_out):
     Evaluator().check(held_out[:4])
-    with pytest.raises(ValueError, match="3 neighbours.*digits/test has 3"):
+    with pytest.raises(ValueError, match=r"3 neighbours.*digits/test has 3"):
         Evaluator().check(held_out[:3])
 
 

@@ -1,13 +1,15 @@
 """All recipes alike: each trains, and every loss and every number that it reports is computed a second time here.
 
-What is checked against is written out from the formulas, from the same images and the same random numbers: a weight that
-is left out, a sign, a term in another's place, a network trained on another's loss, or a measure of another noise level shows.
+What is checked against is written out from the formulas, from the same images and the same random numbers: a weight
+that is left out, a sign, a term in another's place, a network trained on another's loss, a measure of another noise
+level show.
 """
 
 import copy
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -438,7 +440,7 @@ def denoising_measures(r, net, few):
         s = samples()
         levels = np.geomspace(c.amount_max, c.amount, 100)
         y = -1 + c.amount_max * normal((SAMPLES, 1, 28, 28), s)
-        for now, then in zip(levels, levels[1:], strict=False):
+        for now, then in pairwise(levels):
             ratio = (then / now) ** 2
             clean = net.decoder(net.encoder(y))
             z = normal((SAMPLES, 1, 28, 28), s)
