@@ -4,27 +4,32 @@ Features and probabilities come from `companion.metrics.features`; the measures 
 them and know nothing of any network.
 """
 
-from companion.metrics.fid import (
-    FeatureStatistics,
-    FIDInfinity,
-    fid,
-    fid_infinity,
-    frechet_distance,
-)
-from companion.metrics.inception_score import (
-    ClassEntropies,
-    InceptionScore,
-    class_entropies,
-    inception_score,
-)
-from companion.metrics.precision_recall import (
-    NearestNeighbours,
-    PrecisionRecall,
-    nearest_neighbours,
-    precision_recall,
-)
-from companion.metrics.psnr import psnr, ssim
-from companion.metrics.sharpness import sharpness
+from typing import TYPE_CHECKING
+
+from companion.faces import make_lazy
+
+if TYPE_CHECKING:
+    from companion.metrics.fid import (
+        FeatureStatistics,
+        FIDInfinity,
+        fid,
+        fid_infinity,
+        frechet_distance,
+    )
+    from companion.metrics.inception_score import (
+        ClassEntropies,
+        InceptionScore,
+        class_entropies,
+        inception_score,
+    )
+    from companion.metrics.precision_recall import (
+        NearestNeighbours,
+        PrecisionRecall,
+        nearest_neighbours,
+        precision_recall,
+    )
+    from companion.metrics.psnr import psnr, ssim
+    from companion.metrics.sharpness import sharpness
 
 __all__ = [
     "ClassEntropies",
@@ -44,3 +49,5 @@ __all__ = [
     "sharpness",
     "ssim",
 ]
+
+make_lazy(__name__)
