@@ -3,17 +3,22 @@
     python book/tools/notebooks.py                 every chapter whose code or package sources have changed
     python book/tools/notebooks.py --all           every chapter
     python book/tools/notebooks.py --only 04-fid   one chapter
+    python book/tools/notebooks.py --lengths       words and lines of code before the exercises; runs nothing
 
-A notebook is cleared, run from top to bottom in a new kernel and written with normalised metadata: a hash of its
-code and of the `companion` modules it uses (so that a test can tell when outputs are out of date) and the time
-that it took. The page of execution times is made from those times. `problems()` finds what a committed notebook
-must not have.
+A notebook is cleared, run from top to bottom in a new kernel and written with normalised metadata: a hash of what its
+outputs depend on (`dependencies.py`), the time that it took and the time of each code cell. If a reader would see no
+difference, the outputs that are committed stay, to the byte. The page of execution times is made from those times.
+`problems()` finds what a committed notebook must not have.
+
+Notebooks are recorded on a CPU. Their live cells ask for float32; when they are checked, a cell gets six times what is
+recorded here, so that a slower or busier machine is not a failure. On a processor with bfloat16 or AVX-512,
+`--like-avx2` imitates, roughly, one that has neither.
 """
 
 from __future__ import annotations
 
 import argparse
-import ast
+import base64
 import hashlib
 import io
 import json
@@ -21,31 +26,36 @@ import os
 import re
 import sys
 import time
-import tokenize
-from collections.abc import Iterable
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from pathlib import Path
+from typing import NamedTuple
 
 import nbformat
+import numpy as np
+from dependencies import BOOK, dependencies, source_hash
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
+from PIL import Image
 
 from companion.files import write_atomically
 
-ROOT = Path(__file__).resolve().parents[2]
-BOOK = ROOT / "book"
-PACKAGE = ROOT / "companion"
-CELL_TIMEOUT = 240
+# Of a run that records; the limits of what is recorded are below.
+CELL_TIMEOUT = 1200
 MAX_BYTES = 1_500_000
+# On two cores of any kind.
 MAX_SECONDS = 120
+MAX_CELL_SECONDS = 45
+# What a cell gets when the notebooks are checked: so many times its recorded time, and no less than that many seconds.
+PATIENCE = 6
+LEAST_PATIENCE = 240
 # A chapter's text shows its own run time between these marks; the runner keeps it true.
 RUNTIME = re.compile(r"<!--runtime-->.*?<!--/runtime-->", re.DOTALL)
-_RECORD = re.compile(r"measurements/[\w-]+\.json")
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 KEPT_CELL_METADATA = {"tags", "nbval_reason", "mystnb"}
+LIKE_AVX2 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
 
 
-# --- what a notebook depends on ----------------------------------------------------------------------------
+# --- the notebooks ------------------------------------------------------------------------------------------
 
 
 def chapters() -> list[Path]:
@@ -58,128 +68,33 @@ def code_of(notebook: nbformat.NotebookNode) -> list[str]:
     return [cell.source for cell in notebook.cells if cell.cell_type == "code"]
 
 
-def meaning_of(source: str) -> str:
-    """Strips comments, docstrings and blank lines from a module, so that better words do not make outputs stale."""
-    lines = source.splitlines()
-    drop: set[int] = set()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            first = node.body[0] if node.body else None
-            if (
-                isinstance(first, ast.Expr)
-                and isinstance(first.value, ast.Constant)
-                and isinstance(first.value.value, str)
-            ):
-                drop.update(range(first.lineno, first.end_lineno + 1))
-    for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        if token.type == tokenize.COMMENT:
-            row, column = token.start
-            lines[row - 1] = lines[row - 1][:column]
-    kept = [line.rstrip() for i, line in enumerate(lines, 1) if i not in drop]
-    return "\n".join(line for line in kept if line)
-
-
-def imported_modules(source: str) -> set[str]:
-    """Returns the `companion` modules that a piece of code names in its import statements."""
-    found: set[str] = set()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            found.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            found.add(node.module)
-            # `from companion.data import toy` may name a module.
-            found.update(f"{node.module}.{alias.name}" for alias in node.names)
-    return {name for name in found if name.split(".")[0] == "companion"}
-
-
-def module_file(name: str) -> Path | None:
-    """Returns the file of a `companion` module, or nothing if the name is not a module's."""
-    path = ROOT.joinpath(*name.split("."))
-    for candidate in (path / "__init__.py", path.with_suffix(".py")):
-        if candidate.is_file():
-            return candidate
-    return None
-
-
-def loaded_checkpoints(source: str) -> set[str]:
-    """Returns the names in calls of `load_checkpoint` with a literal name."""
-    return {
-        node.args[0].value
-        for node in ast.walk(ast.parse(source))
-        if isinstance(node, ast.Call)
-        and getattr(node.func, "id", getattr(node.func, "attr", "")) == "load_checkpoint"
-        and node.args
-        and isinstance(node.args[0], ast.Constant)
-    }
-
-
-def python_of(source: str) -> str:
-    """Returns a cell without the lines that are IPython's, not Python's."""
-    return "\n".join(
-        "" if line.lstrip().startswith(("%", "!")) else line for line in source.splitlines()
-    )
-
-
-def dependencies(cells: Iterable[str]) -> tuple[list[Path], set[str]]:
-    """Follows imports from code cells through the package.
-
-    Returns:
-        The files of the `companion` modules that are used, and the names of checkpoints that are loaded.
-    """
-    sources = [python_of(cell) for cell in cells]
-    waiting = {name for source in sources for name in imported_modules(source)}
-    checkpoints = {name for source in sources for name in loaded_checkpoints(source)}
-    files: dict[str, Path] = {}
-    while waiting:
-        name = waiting.pop()
-        # Importing a.b.c runs a and a.b too.
-        parents = {name.rsplit(".", k)[0] for k in range(1, name.count(".") + 1)}
-        waiting |= parents - files.keys()
-        path = module_file(name)
-        if path is None or name in files:
-            continue
-        files[name] = path
-        source = path.read_text(encoding="utf-8")
-        waiting |= imported_modules(source) - files.keys()
-        checkpoints |= loaded_checkpoints(source)
-    return sorted(set(files.values())), checkpoints
-
-
-def measurements_read(cells: Iterable[str]) -> list[Path]:
-    """Returns the committed records of measurements that code cells name."""
-    names = {name for cell in cells for name in _RECORD.findall(cell)}
-    return sorted(path for name in names if (path := BOOK / name).is_file())
-
-
-def source_hash(notebook: nbformat.NotebookNode) -> str:
-    """Hashes the code cells and what they stand on: the package's modules, checkpoints and recorded measurements."""
-    cells = code_of(notebook)
-    files, checkpoints = dependencies(cells)
-    digest = hashlib.sha256()
-    for cell in cells:
-        digest.update(cell.strip().encode() + b"\0")
-    for path in files:
-        digest.update(path.relative_to(ROOT).as_posix().encode() + b"\0")
-        digest.update(meaning_of(path.read_text(encoding="utf-8")).encode() + b"\0")
-    for name in sorted(checkpoints):
-        card = PACKAGE / "checkpoints" / f"{name}.json"
-        if card.is_file():
-            digest.update(json.loads(card.read_text(encoding="utf-8"))["sha256"].encode())
-    for path in measurements_read(cells):
-        digest.update(path.name.encode() + b"\0")
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
+def time_limit(recorded: float | None) -> float:
+    """Returns the seconds that a cell gets when notebooks are checked, from those that it took when it was recorded."""
+    return max(LEAST_PATIENCE, PATIENCE * (recorded or 0))
 
 
 # --- running and writing -----------------------------------------------------------------------------------
 
 
-def execute(path: Path) -> nbformat.NotebookNode:
-    """Runs a notebook in a new kernel and returns it in its normal form, with new outputs."""
+def execute(path: Path, environment: dict[str, str] | None = None) -> nbformat.NotebookNode:
+    """Runs a notebook in a new kernel and returns it in its normal form, with new outputs.
+
+    Args:
+        path: the notebook; its file is not changed.
+        environment: variables that the kernel gets in addition.
+    """
     notebook = nbformat.read(path, as_version=4)
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
+    times: list[float] = []
+
+    def begin_cell(**_: object) -> None:
+        times.append(-time.perf_counter())
+
+    def end_cell(**_: object) -> None:
+        times[-1] += time.perf_counter()
+
     client = NotebookClient(
         notebook,
         timeout=CELL_TIMEOUT,
@@ -188,16 +103,27 @@ def execute(path: Path) -> nbformat.NotebookNode:
         store_widget_state=False,
         coalesce_streams=True,
         resources={"metadata": {"path": str(BOOK)}},
+        on_cell_execute=begin_cell,
+        on_cell_executed=end_cell,
     )
     # The kernel's own warning about unencrypted local sockets is no concern of the reader's.
     client.extra_arguments = ["--IPKernelApp.log_level=40"]
     begin = time.perf_counter()
-    client.execute()
-    return normalise(notebook, seconds=time.perf_counter() - begin)
+    # What is recorded is what a reader without a GPU gets.
+    client.execute(env={**os.environ, "CUDA_VISIBLE_DEVICES": "", **(environment or {})})
+    return normalise(notebook, seconds=time.perf_counter() - begin, cell_seconds=times)
 
 
-def normalise(notebook: nbformat.NotebookNode, seconds: float) -> nbformat.NotebookNode:
-    """Brings an executed notebook into the form in which it is committed."""
+def normalise(
+    notebook: nbformat.NotebookNode, seconds: float, cell_seconds: list[float]
+) -> nbformat.NotebookNode:
+    """Brings an executed notebook into the form in which it is committed.
+
+    Args:
+        notebook: it is changed.
+        seconds: of the whole run.
+        cell_seconds: of each code cell.
+    """
     rounded = max(1, round(seconds))
     for cell in notebook.cells:
         cell.metadata = nbformat.from_dict(
@@ -214,6 +140,7 @@ def normalise(notebook: nbformat.NotebookNode, seconds: float) -> nbformat.Noteb
     notebook.metadata = nbformat.from_dict(
         {
             "companion": {
+                "cell_seconds": [round(each, 1) for each in cell_seconds],
                 "cores": os.cpu_count(),
                 "seconds": rounded,
                 "source_sha256": source_hash(notebook),
@@ -245,6 +172,153 @@ def name_cells(notebook: nbformat.NotebookNode) -> None:
         name = hashlib.sha256(f"{cell.cell_type}\0{cell.source}".encode()).hexdigest()[:12]
         seen[name] = seen.get(name, 0) + 1
         cell.id = name if seen[name] == 1 else f"{name}-{seen[name]}"
+
+
+# --- whether a reader sees a difference ----------------------------------------------------------------------
+
+_PICTURE = re.compile(r"data:image/png;base64,([A-Za-z0-9+/=]+)")
+# Two runs may differ by the last digits of a number and by the shade of a curve's edge, and by no more: levels of 255.
+_SHADE = 32
+
+
+class _Seen(NamedTuple):
+    """An output as a reader sees it."""
+
+    kind: str
+    text: str
+    pictures: tuple[bytes, ...]
+
+
+def _seen(output: nbformat.NotebookNode) -> _Seen:
+    data = dict(output.get("data", {}))
+    text = json.dumps([output.get("name"), output.get("text"), data], sort_keys=True)
+    pictures = tuple(base64.b64decode(code) for code in _PICTURE.findall(text))
+    text = _PICTURE.sub("PICTURE", text)
+    # A measured number is shown with a few of its digits; all of them stand beside it.
+    return _Seen(output.output_type, re.sub(r'value=\\"[^"\\]*\\"', "VALUE", text), pictures)
+
+
+def _alike(one: bytes, other: bytes) -> bool:
+    """Says whether two PNG files show the same, but for the shade of a few edges."""
+    if one == other:
+        return True
+    pixels = []
+    for content in (one, other):
+        with Image.open(io.BytesIO(content)) as image:
+            pixels.append(np.asarray(image.convert("RGB"), dtype=np.int16))
+    same_size = pixels[0].shape == pixels[1].shape
+    return same_size and int(np.abs(pixels[0] - pixels[1]).max()) <= _SHADE
+
+
+def _cell_alike(old: nbformat.NotebookNode, new: nbformat.NotebookNode) -> bool:
+    if (old.cell_type, old.source) != (new.cell_type, new.source):
+        return RUNTIME.sub("", old.source) == RUNTIME.sub("", new.source)
+    if new.cell_type != "code" or "nbval-ignore-output" in new.metadata.get("tags", []):
+        return True
+    for one, other in zip_longest(map(_seen, old.outputs), map(_seen, new.outputs)):
+        if one is None or other is None or one[:2] != other[:2]:
+            return False
+        if not all(map(_alike, one.pictures, other.pictures)):
+            return False
+    return True
+
+
+def settle(old: nbformat.NotebookNode, new: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """Returns the notebook to be committed after a run: with the outputs and times that were committed, if they stand.
+
+    They stand if a reader would see no difference: the same text, the same numbers as they are shown, the same pictures
+    but for the shade of a few edges. That is stricter than what nbval compares, which leaves numbers and pictures out,
+    so that a changed formula or a changed colour comes into the book.
+
+    Args:
+        old: the committed notebook.
+        new: the same, run again and normalised.
+    """
+    record = old.metadata.get("companion", {})
+    cells = list(zip_longest(old.cells, new.cells))
+    if "cell_seconds" not in record or not all(a and b and _cell_alike(a, b) for a, b in cells):
+        return new
+    for before, after in cells:
+        if after.cell_type == "code":
+            after.outputs = before.outputs
+    settled = normalise(new, record["seconds"], record["cell_seconds"])
+    settled.metadata["companion"]["cores"] = record["cores"]
+    return settled
+
+
+# --- the length of a chapter -------------------------------------------------------------------------------
+
+#: Chapters whose length is held to the limits; each enters when it has its second edition.
+MEASURED_OUT: frozenset[str] = frozenset()
+# (words, lines of visible code) before the exercises; the larger ones where a chapter has ten claims or more.
+LENGTH, LENGTH_WITH_MANY_CLAIMS, MANY_CLAIMS = (5000, 500), (6500, 700), 10
+
+_EXERCISES = re.compile(r"^#+ +.*\bExercises\b", re.MULTILINE)
+_FENCE = re.compile(
+    r"^(?P<mark>`{3,}|:{3,})(?P<head>.*)\n(?P<body>(?:.*\n)*?)(?P=mark) *$", re.MULTILINE
+)
+_HIDDEN = {"hide-input", "hide-cell", "remove-input", "remove-cell"}
+
+
+class Length(NamedTuple):
+    """What stands before the exercises: words of prose and lines of visible code, what is folded left out."""
+
+    words: int
+    lines: int
+
+
+def prose_of(markdown: str) -> str:
+    """Returns the words that a reader of the page reads at once: no folds, directives, comments and addresses."""
+
+    def unfold(match: re.Match[str]) -> str:
+        head, body = match["head"], match["body"]
+        if "dropdown" in head or ":class: dropdown" in body or "figure" in head or "math" in head:
+            return " "
+        options = re.compile(r"^(:[\w-]+:.*|---\n(?:.*\n)*?---)$", re.MULTILINE)
+        return options.sub("", prose_of(body))
+
+    text = _FENCE.sub(unfold, markdown + "\n")
+    text = re.sub(r"<!--.*?-->", lambda m: "1" if "runtime" in m[0] else " ", text, flags=re.DOTALL)
+    text = re.sub(r"^\(\S+\)=$", "", text, flags=re.MULTILINE)  # labels
+    text = re.sub(r"\$\$.*?\$\$", " ", text, flags=re.DOTALL)
+    text = re.sub(r"\$[^$]*\$", "x", text)  # a formula in the line is read as a word
+    text = re.sub(r"\]\([^)]*\)", "]", text)
+    return re.sub(r"\{[\w:-]+\}`[^`]*`", "x", text)
+
+
+def length_of(notebook: nbformat.NotebookNode) -> Length:
+    """Counts the words and the lines of visible code before the exercises."""
+    words = lines = 0
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            found = _EXERCISES.search(cell.source)
+            text = cell.source[: found.start()] if found else cell.source
+            words += sum(bool(re.search(r"\w", word)) for word in prose_of(text).split())
+            if found:
+                break
+        elif cell.cell_type == "code" and not _HIDDEN & set(cell.metadata.get("tags", [])):
+            lines += sum(bool(line.strip()) for line in cell.source.splitlines())
+    return Length(words, lines)
+
+
+def length_limit(notebook: nbformat.NotebookNode) -> Length:
+    """Returns how long the chapter may be, by the number of its claims."""
+    claims = len(dependencies(code_of(notebook)).claims)
+    return Length(*(LENGTH_WITH_MANY_CLAIMS if claims >= MANY_CLAIMS else LENGTH))
+
+
+def lengths() -> str:
+    """Words a table of the chapters' lengths."""
+    lines = [f"{'before the exercises':<34}{'words':>7}{'limit':>7}{'lines':>7}{'limit':>7}"]
+    for path in chapters():
+        notebook = nbformat.read(path, as_version=4)
+        (words, code), (most_words, most_code) = length_of(notebook), length_limit(notebook)
+        held = "" if path.stem in MEASURED_OUT else "  (not held yet)"
+        lines.append(f"{path.stem:<34}{words:>7}{most_words:>7}{code:>7}{most_code:>7}{held}")
+    return "\n".join(lines)
+
+
+# --- the page of execution times ---------------------------------------------------------------------------
 
 
 def execution_times() -> str:
@@ -352,6 +426,21 @@ def problems(path: Path) -> list[str]:
                 f"cell {index} has count {cell.execution_count}, {count} in a run from top to bottom"
             )
         found += [f"cell {index} {problem}" for problem in cell_problems(cell)]
+    for call in dependencies(code_of(notebook)).unknown:
+        found.append(
+            f"loads a checkpoint by a name that is not written out, so a change of it would not be noticed: {call}; "
+            "give it as a string, or as the variable of a loop over strings"
+        )
+    if path.stem in MEASURED_OUT:
+        length, limit = length_of(notebook), length_limit(notebook)
+        if length.words > limit.words:
+            found.append(
+                f"has {length.words} words before its exercises; {limit.words} is the limit"
+            )
+        if length.lines > limit.lines:
+            found.append(
+                f"has {length.lines} lines of code before its exercises; {limit.lines} is the limit"
+            )
     record = notebook.metadata.get("companion", {})
     if set(notebook.metadata) != {"companion", "kernelspec", "language_info"}:
         found.append(
@@ -363,6 +452,12 @@ def problems(path: Path) -> list[str]:
         )
     if record.get("seconds", MAX_SECONDS + 1) > MAX_SECONDS:
         found.append(f"took {record.get('seconds')} s; {MAX_SECONDS} s is the limit")
+    times = record.get("cell_seconds", [])
+    if len(times) != count:
+        found.append(f"holds the times of {len(times)} cells and has {count}: run it again")
+    for number, seconds in enumerate(times, 1):
+        if seconds > MAX_CELL_SECONDS:
+            found.append(f"cell [{number}] took {seconds} s; {MAX_CELL_SECONDS} s is the limit")
     if (size := path.stat().st_size) > MAX_BYTES:
         found.append(f"has {size:,} bytes; {MAX_BYTES:,} is the limit")
     return found
@@ -398,6 +493,12 @@ def select(only: str | None, everything: bool) -> list[Path]:
     ]
 
 
+def write(path: Path, text: str) -> None:
+    """Writes a file whole or not at all, and not if it holds the text already."""
+    if not path.is_file() or path.read_text(encoding="utf-8") != text:
+        write_atomically(path, text.encode())
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description="Execute the book's notebooks and write them in their normal form."
@@ -406,7 +507,14 @@ def main() -> int:
     parser.add_argument(
         "--all", action="store_true", help="every chapter, also those that are up to date"
     )
+    parser.add_argument(
+        "--like-avx2", action="store_true", help="without bfloat16 and AVX-512, as most laptops are"
+    )
+    parser.add_argument("--lengths", action="store_true", help="count words and lines, run nothing")
     arguments = parser.parse_args()
+    if arguments.lengths:
+        print(lengths())
+        return 0
     failed = 0
     chosen = select(arguments.only, arguments.all)
     if not chosen:
@@ -414,17 +522,20 @@ def main() -> int:
     for path in chosen:
         print(f"{path.stem} … ", end="", flush=True)
         try:
-            notebook = execute(path)
+            notebook = execute(path, LIKE_AVX2 if arguments.like_avx2 else None)
         except CellExecutionError as error:
             print(f"failed; the file is unchanged.\n{error}", file=sys.stderr)
             failed += 1
             continue
-        write_atomically(path, (nbformat.writes(notebook) + "\n").encode())
-        print(f"{notebook.metadata['companion']['seconds']} s")
+        seconds = notebook.metadata["companion"]["seconds"]
+        settled = settle(nbformat.read(path, as_version=4), notebook)
+        write(path, nbformat.writes(settled) + "\n")
+        print(f"{seconds} s{', the outputs stand as they were' if settled is not notebook else ''}")
         for problem in problems(path):
             print(f"  {problem}")
             failed += 1
-    write_atomically(BOOK / "execution-times.md", execution_times().encode())
+    write(BOOK / "execution-times.md", execution_times())
+    print(lengths())
     return 1 if failed else 0
 
 

@@ -9,15 +9,20 @@
 >>> mine = data.folder("holiday.zip", size=32)   # your own images
 """
 
-from companion.data import toy
-from companion.data.batch import Batch
-from companion.data.catalogue import DATASETS, SPLITS, load
-from companion.data.digits import is_held_out
-from companion.data.downloads import CorruptFileError, DataError, DownloadError
-from companion.data.folders import FolderImages, UnreadableImageError, folder
-from companion.data.images import ImageDataset, to_float, to_uint8
-from companion.data.photographs import photographs
-from companion.data.text import Document, standard_library_text
+from typing import TYPE_CHECKING
+
+from companion.faces import make_lazy
+
+if TYPE_CHECKING:
+    from companion.data import toy
+    from companion.data.batch import Batch
+    from companion.data.catalogue import DATASETS, SPLITS, load
+    from companion.data.digits import is_held_out
+    from companion.data.downloads import CorruptFileError, DataError, DownloadError
+    from companion.data.folders import FolderImages, UnreadableImageError, folder
+    from companion.data.images import ImageDataset, to_float, to_uint8
+    from companion.data.photographs import photographs
+    from companion.data.text import Document, standard_library_text
 
 __all__ = [
     "DATASETS",
@@ -39,3 +44,5 @@ __all__ = [
     "to_uint8",
     "toy",
 ]
+
+make_lazy(__name__)

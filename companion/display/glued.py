@@ -1,12 +1,14 @@
 """Numbers that prose can quote: `{glue:}` in the text shows what a cell measured."""
 
+from typing import SupportsFloat
+
 from companion.display.text import measured
 
 # myst-nb looks for outputs with this prefix and the name in the metadata of the output.
 _PREFIX = "application/papermill.record/"
 
 
-def glue(name: str, value: float, format: str = ".3g") -> None:
+def glue(name: str, value: SupportsFloat, format: str = ".3g") -> None:
     """Makes a measured number available to the text of the chapter under a name.
 
     Outside Jupyter this does nothing.
@@ -14,7 +16,7 @@ def glue(name: str, value: float, format: str = ".3g") -> None:
     Args:
         name: lowercase words with dashes, unique in the book; start with the chapter's number.
         value: the number.
-        format: a format specification as for `format()`.
+        format: a format specification for floats, or for whole numbers, such as ",d".
     """
     try:
         from IPython.display import publish_display_data

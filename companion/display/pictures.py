@@ -2,8 +2,9 @@
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
-from typing import Literal
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Literal, get_args
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from companion.data import to_uint8
 from companion.display.text import require_words, to_attribute, to_html
+from companion.errors import unknown_name
 
 Kind = Literal["plot", "image"]
 Images = UInt8[Tensor, "n c h w"] | Float[Tensor, "n c h w"]
@@ -68,16 +70,43 @@ def encode(image: Image.Image, colours: int | None = None) -> bytes:
     return buffer.getvalue()
 
 
+def require_kind(kind: Kind | None) -> None:
+    """Checks that a kind of picture is one of the two.
+
+    Raises:
+        ValueError: if it is neither.
+    """
+    if kind is not None and kind not in get_args(Kind):
+        raise unknown_name("kind of picture", kind, get_args(Kind))
+
+
+@contextmanager
+def refused_figures_closed() -> Iterator[None]:
+    """Closes the pyplot figures that were opened within, if what is done within raises.
+
+    A figure that stays open would be shown by Jupyter although it was refused, and keeps its memory.
+    """
+    before = set(plt.get_fignums())
+    try:
+        yield
+    except BaseException:
+        for number in set(plt.get_fignums()) - before:
+            plt.close(number)
+        raise
+
+
 def render(fig: Figure, kind: Kind) -> tuple[bytes, int]:
-    """Draws a matplotlib figure and closes it.
+    """Draws a matplotlib figure and closes it, also if it cannot be drawn.
 
     Returns:
         The PNG file and the width at which it is shown, in CSS pixels.
     """
     buffer = io.BytesIO()
-    fig.savefig(buffer, format="png", dpi=_PIXELS_PER_INCH * _OVERSAMPLING, facecolor="white")
+    try:
+        fig.savefig(buffer, format="png", dpi=_PIXELS_PER_INCH * _OVERSAMPLING, facecolor="white")
+    finally:
+        plt.close(fig)
     width = round(fig.get_figwidth() * _PIXELS_PER_INCH)
-    plt.close(fig)
     with Image.open(buffer) as image:
         # A plot has few colours; a photograph needs the whole palette.
         return encode(image, 96 if kind == "plot" else 256), width
@@ -93,8 +122,15 @@ def figure(fig: Figure, *, alt: str, caption: str, kind: Kind = "plot") -> Pictu
         kind: "plot" for line art, whose colours are inverted on a dark page, "image" for pictures, which are not.
 
     Raises:
-        ValueError: if `alt` or `caption` is blank.
+        ValueError: if `alt` or `caption` is blank, or `kind` is neither. The figure is closed all the same.
     """
+    try:
+        require_kind(kind)
+        require_words("alt", alt)
+        require_words("caption", caption)
+    except ValueError:
+        plt.close(fig)
+        raise
     png, width = render(fig, kind)
     return Picture(png, width, alt=alt, caption=caption, kind=kind, pixelated=False)
 
@@ -105,7 +141,14 @@ def _as_uint8(images: Images) -> UInt8[Tensor, "n c h w"]:
             f"images have shape {tuple(images.shape)}: give (n, channels, height, width) with 1 or 3 channels"
         )
     images = images.detach().cpu()
-    return images if images.dtype == torch.uint8 else to_uint8(images.float().clamp(-1, 1))
+    if images.dtype == torch.uint8:
+        return images
+    if not images.is_floating_point():
+        raise TypeError(
+            f"images of {images.dtype} could be anything: give uint8 in [0, 255] or floats in [−1, 1], for instance "
+            "`mask * 2.0 - 1` of a mask"
+        )
+    return to_uint8(images.float().clamp(-1, 1))
 
 
 def tile(images: Images, columns: int) -> Image.Image:
@@ -113,8 +156,16 @@ def tile(images: Images, columns: int) -> Image.Image:
 
     Args:
         images: uint8, or float in [−1, 1].
-        columns: images in a row.
+        columns: images in a row, 1 or more.
+
+    Raises:
+        TypeError: for whole numbers other than uint8, and for booleans.
+        ValueError: for a wrong shape, no images, no columns, or values that are not numbers.
     """
+    if len(images) == 0:
+        raise ValueError("there are no images to show: give at least one")
+    if columns < 1:
+        raise ValueError(f"columns={columns}: give 1 or more")
     array = _as_uint8(images).permute(0, 2, 3, 1).numpy()
     n, h, w, c = array.shape
     columns = min(columns, n)
@@ -146,13 +197,13 @@ def image_grid(
         zoom: screen pixels for each image pixel; chosen to suit small images if not given.
 
     Raises:
-        ValueError: for a wrong shape, no images, a number of titles that differs from the number of images,
-            or a blank `alt` or `caption`.
+        TypeError: for whole numbers other than uint8, and for booleans.
+        ValueError: for a wrong shape, no images, no columns, values that are not numbers, a number of titles that
+            differs from the number of images, or a blank `alt` or `caption`.
     """
-    if len(images) == 0:
-        raise ValueError("there are no images to show: give at least one")
     if titles is not None:
-        return _titled_grid(images, titles, alt=alt, caption=caption, columns=columns)
+        with refused_figures_closed():
+            return _titled_grid(images, titles, alt=alt, caption=caption, columns=columns)
     sheet = tile(images, columns)
     if zoom is None:
         zoom = max(1.0, min(3.0, 480 / sheet.width))
@@ -168,6 +219,8 @@ def _titled_grid(
         raise ValueError(
             f"{len(titles)} titles for {len(images)} images: give one title for each image"
         )
+    if len(images) == 0 or columns < 1:
+        raise ValueError(f"{len(images)} images in {columns} columns: give at least one of each")
     array = _as_uint8(images).permute(0, 2, 3, 1).numpy()
     columns = min(columns, len(array))
     rows = -(-len(array) // columns)
@@ -219,13 +272,21 @@ def curves(
     Raises:
         ValueError: if a series is not of that form, or `alt` or `caption` is blank.
     """
+    with refused_figures_closed():
+        fig = _curves(series, log_x, log_y, size)
+        fig.axes[0].set(xlabel=xlabel, ylabel=ylabel, title=title)
+        return figure(fig, alt=alt, caption=caption)
+
+
+def _curves(
+    series: Mapping[str, tuple], log_x: bool, log_y: bool, size: tuple[float, float]
+) -> Figure:
     fig, axis = plt.subplots(figsize=size, layout="constrained")
     for name, values in series.items():
         arrays = [np.asarray(v, dtype=float) for v in values]
         if len(arrays) not in (2, 3) or any(
             a.shape != arrays[0].shape or a.ndim != 1 for a in arrays
         ):
-            plt.close(fig)
             shapes = [a.shape for a in arrays]
             raise ValueError(
                 f"series {name!r} has shapes {shapes}: give (x, y) or (x, y, spread), each one-dimensional "
@@ -241,7 +302,6 @@ def curves(
         axis.set_xscale("log")
     if log_y:
         axis.set_yscale("log")
-    axis.set(xlabel=xlabel, ylabel=ylabel, title=title)
     if len(series) > 1:
         axis.legend()
-    return figure(fig, alt=alt, caption=caption)
+    return fig

@@ -5,32 +5,46 @@ them. Where a kernel is running and ipywidgets is there, the reader gets its twi
 drawing function again at every move.
 """
 
-import hashlib
 import json
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from companion.display.pictures import Kind, data_uri, encode, render, tile
+from companion.display.pictures import (
+    Kind,
+    data_uri,
+    encode,
+    refused_figures_closed,
+    render,
+    require_kind,
+    tile,
+)
 from companion.display.text import require_words, to_attribute, to_html
 
 MAX_FRAMES = 24
 _ZOOMED_WIDTH = 360
 
+# Each figure brings the script, which looks after every slider that no script has taken on yet: a page may show one
+# figure twice, and viewers that run the scripts of an output elsewhere in the page find their figures too. The mark is
+# a property, not an attribute, so that a page that is saved and opened again works.
 _SCRIPT = """
 (() => {
-  const box = document.getElementById("%(id)s");
-  const data = JSON.parse(box.querySelector("script[type='application/json']").textContent);
-  const input = box.querySelector("input"), image = box.querySelector("img"), output = box.querySelector("output");
-  input.addEventListener("input", () => {
-    const i = Number(input.value);
-    image.src = data.frames[i];
-    image.alt = data.alt + " " + data.name + ": " + data.labels[i] + ".";
-    output.textContent = data.labels[i];
-    input.setAttribute("aria-valuetext", data.labels[i]);
-  });
+  for (const box of document.querySelectorAll("figure.cmp-slider")) {
+    const source = box.querySelector("script[type='application/json']");
+    if (box.cmpReady || !source) continue;
+    box.cmpReady = true;
+    const data = JSON.parse(source.textContent);
+    const input = box.querySelector("input"), image = box.querySelector("img"), output = box.querySelector("output");
+    input.addEventListener("input", () => {
+      const i = Number(input.value);
+      image.src = data.frames[i];
+      image.alt = data.alt + " " + data.name + ": " + data.labels[i] + ".";
+      output.textContent = data.labels[i];
+      input.setAttribute("aria-valuetext", data.labels[i]);
+    });
+  }
 })();
 """
 
@@ -54,8 +68,9 @@ class Slider:
         caption: str,
         format: str,
         start: int,
-        kind: Kind,
+        kind: Kind | None,
     ):
+        require_kind(kind)
         self.name = require_words("name", name)
         self.alt = require_words("alt", alt)
         self.caption = require_words("caption", caption)
@@ -70,14 +85,14 @@ class Slider:
                 f"start={start} for slider {name!r}: give an index from 0 to {len(self.values) - 1}"
             )
         self.labels = [format.format(value) for value in self.values]
-        self.start, self.kind, self.draw = start, kind, draw
-        drawn = [_draw_frame(draw(value), kind) for value in self.values]
-        self.frames = [png for png, _, _ in drawn]
-        self.html = self._figure(width=drawn[start][1], pixelated=drawn[start][2])
+        self.start, self.draw = start, draw
+        with refused_figures_closed():
+            drawn = [_draw_frame(draw(value), kind) for value in self.values]
+        self.frames = [frame.png for frame in drawn]
+        self.kind = drawn[start].kind
+        self.html = self._figure(width=drawn[start].width, pixelated=drawn[start].pixelated)
 
     def _figure(self, width: int, pixelated: bool) -> str:
-        digest = hashlib.sha256(b"".join(self.frames) + self.name.encode() + self.caption.encode())
-        id = f"slider-{digest.hexdigest()[:10]}"
         sources = [data_uri(png) for png in self.frames]
         alt = self.alt if self.alt.endswith((".", "!", "?")) else self.alt + "."
         data = {"alt": alt, "name": self.name, "labels": self.labels, "frames": sources}
@@ -86,16 +101,16 @@ class Slider:
         label = self.labels[self.start]
         style = ' style="image-rendering: pixelated"' if pixelated else ""
         return (
-            f'<figure class="cmp-figure cmp-slider cmp-{self.kind}" id="{id}">'
+            f'<figure class="cmp-figure cmp-slider cmp-{self.kind}">'
             f'<img src="{sources[self.start]}" width="{width}"{style} '
             f'alt="{to_attribute(f"{alt} {self.name}: {label}.")}">'
-            f'<div class="cmp-controls"><label for="{id}-range">{to_html(self.name)}</label>'
-            f'<input type="range" id="{id}-range" min="0" max="{len(self.frames) - 1}" step="1" '
-            f'value="{self.start}" aria-valuetext="{to_attribute(label)}" autocomplete="off">'
-            f'<output for="{id}-range">{to_html(label)}</output></div>'
+            f'<div class="cmp-controls"><label><span>{to_html(self.name)}</span> '
+            f'<input type="range" min="0" max="{len(self.frames) - 1}" step="1" '
+            f'value="{self.start}" aria-valuetext="{to_attribute(label)}" autocomplete="off"></label>'
+            f"<output>{to_html(label)}</output></div>"
             f"<figcaption>{to_html(self.caption)}</figcaption>"
             f'<script type="application/json">{payload}</script>'
-            f"<script>{_SCRIPT % {'id': id}}</script></figure>"
+            f"<script>{_SCRIPT}</script></figure>"
         )
 
     def widget(self) -> Any:
@@ -121,7 +136,7 @@ class Slider:
         text = ipywidgets.HTML(f"<p>{to_html(self.caption)}</p>")
 
         def redraw(change: dict) -> None:
-            image.value = _draw_frame(self.draw(self.values[change["new"]]), self.kind)[0]
+            image.value = _draw_frame(self.draw(self.values[change["new"]]), self.kind).png
 
         control.observe(redraw, names="value")
         return ipywidgets.VBox([control, image, text])
@@ -152,19 +167,22 @@ def _kernel_is_live() -> bool:
     return getattr(get_ipython(), "kernel", None) is not None
 
 
-def _draw_frame(drawing: object, kind: Kind) -> tuple[bytes, int, bool]:
-    """Returns the PNG file, its width on the page, and whether its pixels are to be shown as squares."""
+class _Frame(NamedTuple):
+    png: bytes
+    width: int  # on the page, in CSS pixels
+    pixelated: bool  # whether pixels are shown as squares
+    kind: Kind
+
+
+def _draw_frame(drawing: object, kind: Kind | None) -> _Frame:
     if isinstance(drawing, Figure):
-        png, width = render(drawing, kind)
-        return png, width, False
+        kind = kind or "plot"
+        return _Frame(*render(drawing, kind), False, kind)
     if isinstance(drawing, Tensor):
         sheet = tile(drawing[None] if drawing.ndim == 3 else drawing, columns=8)
         zoom = max(1.0, _ZOOMED_WIDTH / sheet.width)
-        return (
-            encode(sheet, 256 if sheet.mode == "RGB" else None),
-            round(sheet.width * zoom),
-            zoom > 1,
-        )
+        png = encode(sheet, 256 if sheet.mode == "RGB" else None)
+        return _Frame(png, round(sheet.width * zoom), zoom > 1, kind or "image")
     raise TypeError(
         f"the drawing function returned {type(drawing).__name__}: return a matplotlib figure or an image tensor"
     )
@@ -179,7 +197,7 @@ def slider(
     caption: str,
     format: str = "{:g}",
     start: int = 0,
-    kind: Kind = "plot",
+    kind: Kind | None = None,
 ) -> Slider:
     """Makes an interactive figure: one picture for each value, chosen with a slider.
 
@@ -192,11 +210,14 @@ def slider(
         caption: what to see when the slider moves.
         format: how a value is shown, as for `str.format`.
         start: index of the value shown first.
-        kind: "plot" for line art, whose colours are inverted on a dark page, "image" for pictures.
+        kind: "plot" for line art, whose colours are inverted on a dark page, "image" for pictures, which would then be
+            negatives. Tensors are taken for images and figures for plots, so a figure that shows images, with
+            `imshow` for instance, needs `kind="image"`.
 
     Raises:
-        ValueError: for too few or too many values, a bad start, or blank words.
-        TypeError: if `draw` returns something else.
+        ValueError: for too few or too many values, a bad start, blank words, or a kind that is neither. Figures that
+            were drawn until then are closed.
+        TypeError: if `draw` returns something else, or images that are neither uint8 nor floats.
     """
     return Slider(
         draw, values, name=name, alt=alt, caption=caption, format=format, start=start, kind=kind

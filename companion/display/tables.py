@@ -59,14 +59,25 @@ class Table:
         return "Table: " + ", ".join(self.rows[0])
 
 
+def _plain(column: str, value: Any) -> Any:
+    """Turns a tensor or an array of one number, without dimensions, into that number."""
+    if not hasattr(value, "ndim"):
+        return value
+    if value.ndim:
+        raise TypeError(
+            f"column {column!r} has an entry of shape {tuple(value.shape)}: a cell of a table holds one number; "
+            "take its mean, say"
+        )
+    return value.item()
+
+
 def _row(row: Mapping[str, Any], formats: Mapping[str, str]) -> str:
     cells = []
     for i, (name, value) in enumerate(row.items()):
+        value = _plain(name, value)
         number = isinstance(value, Real) and not isinstance(value, bool)
         if number:
-            text = measured(
-                float(value), formats.get(name, ".0f" if isinstance(value, Integral) else ".3g")
-            )
+            text = measured(value, formats.get(name, "d" if isinstance(value, Integral) else ".3g"))
         else:
             text = to_html(str(value))
         cells.append(
@@ -83,11 +94,16 @@ def table(
     """Shows rows of words and measured numbers.
 
     Args:
-        rows: one mapping a row, all with the same keys in the same order; the first column names the row.
+        rows: one mapping a row, all with the same keys in the same order; the first column names the row. Values are
+            words or numbers, Python's, NumPy's or tensors without dimensions.
         caption: what to see in the table.
-        formats: column → format specification of its numbers; ".3g" where not given.
+        formats: column → format specification of its numbers, such as ".2f" or ",d"; whole numbers are shown whole
+            and others as ".3g" where not given.
 
     Raises:
-        ValueError: for no rows, a column without a name, rows that differ in their columns, or a format for no column.
+        TypeError: for an array or a tensor with dimensions.
+        ValueError: for no rows, a column without a name, rows that differ in their columns, a format for no
+            column, or one for
+            whole numbers where a number is not whole.
     """
     return Table(rows, caption=caption, formats=formats)

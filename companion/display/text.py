@@ -3,32 +3,52 @@
 import html
 import math
 import re
+from numbers import Integral
+from typing import SupportsFloat
 
 _MEASURED = re.compile(
     r"&lt;data class=&quot;measured&quot; value=&quot;([^&]*)&quot;&gt;([^&]*)&lt;/data&gt;"
 )
 _MARKED = re.compile(r'<data class="measured"[^>]*>[^<]*</data>')
+# Presentation types that Python has for whole numbers alone.
+_WHOLE = tuple("bcdoxX")
 _TAG = re.compile(r"<[^>]+>")
 
 
-def format_number(value: float, format: str) -> str:
-    """Formats a number with a true minus sign, and infinities and NaN as readers know them."""
-    value = float(value)
-    if math.isnan(value):
+def format_number(value: SupportsFloat, format: str) -> str:
+    """Formats a number with a true minus sign, and infinities and NaN as readers know them.
+
+    Args:
+        value: the number.
+        format: a format specification for floats, or for whole numbers, such as ",d".
+
+    Raises:
+        ValueError: if the format is for whole numbers and the number is not, or is no format of numbers at all.
+    """
+    number = float(value)
+    if math.isnan(number):
         return "not a number"
-    if math.isinf(value):
-        return "∞" if value > 0 else "−∞"
-    return f"{value:{format}}".replace("-", "−")
+    if math.isinf(number):
+        return "∞" if number > 0 else "−∞"
+    if format[-1:] not in _WHOLE:
+        return f"{number:{format}}".replace("-", "−")
+    # Whole numbers are not sent through float, which keeps 53 bits of them.
+    whole = value if isinstance(value, Integral) else round(number)
+    if whole != value:
+        raise ValueError(
+            f"the format {format!r} is for whole numbers, the number is {number:g}: use one such as '.0f' or '.3g'"
+        )
+    return f"{int(whole):{format}}".replace("-", "−")
 
 
-def measured(value: float, format: str = ".3g") -> str:
+def measured(value: SupportsFloat, format: str = ".3g") -> str:
     """Marks a number as measured: shown as usual, but not compared between machines.
 
     Use it for numbers in captions and explanations: `caption=f"FID falls to {measured(fid, '.1f')}."`
 
     Args:
         value: the number.
-        format: a format specification as for `format()`.
+        format: a format specification for floats, or for whole numbers, such as ",d".
 
     Returns:
         A piece of HTML that the other functions of this package let through.

@@ -4,29 +4,34 @@ Features and probabilities come from `companion.metrics.features`; the measures 
 them and know nothing of any network.
 """
 
-from companion.metrics.compare import compare
-from companion.metrics.fid import (
-    FeatureStatistics,
-    FIDInfinity,
-    fid,
-    fid_infinity,
-    frechet_distance,
-)
-from companion.metrics.inception_score import (
-    ClassEntropies,
-    InceptionScore,
-    class_entropies,
-    inception_score,
-)
-from companion.metrics.kid import KID, kid
-from companion.metrics.precision_recall import (
-    NearestNeighbours,
-    PrecisionRecall,
-    nearest_neighbours,
-    precision_recall,
-)
-from companion.metrics.psnr import psnr, ssim
-from companion.metrics.sharpness import sharpness
+from typing import TYPE_CHECKING
+
+from companion.faces import make_lazy
+
+if TYPE_CHECKING:
+    from companion.metrics.compare import compare
+    from companion.metrics.fid import (
+        FeatureStatistics,
+        FIDInfinity,
+        fid,
+        fid_infinity,
+        frechet_distance,
+    )
+    from companion.metrics.inception_score import (
+        ClassEntropies,
+        InceptionScore,
+        class_entropies,
+        inception_score,
+    )
+    from companion.metrics.kid import KID, kid
+    from companion.metrics.precision_recall import (
+        NearestNeighbours,
+        PrecisionRecall,
+        nearest_neighbours,
+        precision_recall,
+    )
+    from companion.metrics.psnr import psnr, ssim
+    from companion.metrics.sharpness import sharpness
 
 __all__ = [
     "KID",
@@ -49,3 +54,5 @@ __all__ = [
     "sharpness",
     "ssim",
 ]
+
+make_lazy(__name__)

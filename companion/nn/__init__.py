@@ -1,24 +1,34 @@
 """Layers that several models share: attention and transformers, convolutional encoders and decoders, perceptrons."""
 
-from companion.nn.attention import (
-    KeyValueCache,
-    SelfAttention,
-    attend,
-    attention_weights,
-    causal_mask,
-    merge_heads,
-    split_heads,
-)
-from companion.nn.convolutional import ConvDecoder, ConvEncoder, ResidualDecoder, ResidualEncoder
-from companion.nn.layers import (
-    Downsample,
-    ResidualBlock,
-    Upsample,
-    he_initialise,
-    perceptron,
-    scales,
-)
-from companion.nn.transformer import Block, CausalTransformer, TransformerConfig
+from typing import TYPE_CHECKING
+
+from companion.faces import make_lazy
+
+if TYPE_CHECKING:
+    from companion.nn.attention import (
+        KeyValueCache,
+        SelfAttention,
+        attend,
+        attention_weights,
+        causal_mask,
+        merge_heads,
+        split_heads,
+    )
+    from companion.nn.convolutional import (
+        ConvDecoder,
+        ConvEncoder,
+        ResidualDecoder,
+        ResidualEncoder,
+    )
+    from companion.nn.layers import (
+        Downsample,
+        ResidualBlock,
+        Upsample,
+        he_initialise,
+        perceptron,
+        scales,
+    )
+    from companion.nn.transformer import Block, CausalTransformer, TransformerConfig
 
 __all__ = [
     "Block",
@@ -42,3 +52,5 @@ __all__ = [
     "scales",
     "split_heads",
 ]
+
+make_lazy(__name__)

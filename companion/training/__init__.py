@@ -1,32 +1,37 @@
 """Loops that train networks; they import no model."""
 
-from companion.data.batch import Batch
-from companion.devices import resolve_precision
-from companion.training.batches import BatchOrder
-from companion.training.classifier import accuracy, random_affine
-from companion.training.ema import EMA
-from companion.training.launch import launch
-from companion.training.optimiser import decayed, parameter_groups
-from companion.training.processes import gather
-from companion.training.run import Outcome, run
-from companion.training.settings import TrainingSettings, learning_rate_factor
-from companion.training.state import (
-    DiskFullError,
-    RunError,
-    StateError,
-    load_state,
-    newest_state,
-    save_state,
-)
-from companion.training.trainer import (
-    DivergedError,
-    Objective,
-    Phase,
-    Progress,
-    Trainer,
-    single_objective,
-    train,
-)
+from typing import TYPE_CHECKING
+
+from companion.faces import make_lazy
+
+if TYPE_CHECKING:
+    from companion.data.batch import Batch
+    from companion.devices import resolve_precision
+    from companion.training.batches import BatchOrder
+    from companion.training.classifier import accuracy, random_affine
+    from companion.training.ema import EMA
+    from companion.training.launch import launch
+    from companion.training.optimiser import decayed, parameter_groups
+    from companion.training.processes import gather
+    from companion.training.run import Outcome, run
+    from companion.training.settings import TrainingSettings, learning_rate_factor
+    from companion.training.state import (
+        DiskFullError,
+        RunError,
+        StateError,
+        load_state,
+        newest_state,
+        save_state,
+    )
+    from companion.training.trainer import (
+        DivergedError,
+        Objective,
+        Phase,
+        Progress,
+        Trainer,
+        single_objective,
+        train,
+    )
 
 __all__ = [
     "EMA",
@@ -57,3 +62,5 @@ __all__ = [
     "single_objective",
     "train",
 ]
+
+make_lazy(__name__)

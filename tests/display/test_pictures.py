@@ -4,6 +4,7 @@ import base64
 import io
 import re
 
+import jaxtyping
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
@@ -104,4 +105,73 @@ def test_the_same_drawing_gives_the_same_bytes():
 def test_misshapen_series_are_named(values):
     with pytest.raises(ValueError, match="'loss'"):
         curves({"loss": values}, xlabel="x", ylabel="y", **WORDS)
+    assert plt.get_fignums() == []
+
+
+@pytest.fixture
+def unchecked(monkeypatch):
+    """As in a notebook, where types are not checked at each call."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    "dtype", [torch.bool, torch.int8, torch.int16, torch.int32, torch.int64, torch.complex64]
+)
+@pytest.mark.parametrize("titles", [None, ["a", "b"]])
+def test_values_without_a_known_range_are_refused(dtype, titles):
+    with pytest.raises(TypeError, match=str(dtype)):
+        image_grid(torch.ones(2, 1, 4, 4).to(dtype), titles=titles, **WORDS)
+    assert plt.get_fignums() == []
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_floats_of_every_precision_are_drawn_alike(dtype):
+    images = torch.tensor([-1.0, 0.0, 1.0]).view(3, 1, 1, 1).to(dtype)
+    assert np.asarray(tile(images, columns=3))[0, [0, 3, 6]].tolist() == [0, 128, 255]
+
+
+@pytest.mark.parametrize("titles", [None, ["a", "b"]])
+def test_values_that_are_no_numbers_are_refused(titles):
+    with pytest.raises(ValueError, match="NaN"):
+        image_grid(torch.full((2, 1, 4, 4), float("nan")), titles=titles, **WORDS)
+    assert plt.get_fignums() == []
+
+
+@pytest.mark.parametrize("columns", [0, -1])
+@pytest.mark.parametrize("titles", [None, ["a", "b"]])
+def test_no_columns_are_refused(columns, titles):
+    with pytest.raises(ValueError, match="columns"):
+        image_grid(torch.zeros(2, 1, 4, 4), titles=titles, columns=columns, **WORDS)
+
+
+@pytest.mark.parametrize("blank", ["alt", "caption"])
+def test_refused_figures_are_closed(blank):
+    fig, _ = plt.subplots()
+    with pytest.raises(ValueError, match=blank):
+        figure(fig, **{**WORDS, blank: " "})
+    assert plt.get_fignums() == []
+
+
+def test_a_figure_that_cannot_be_drawn_is_closed():
+    fig, axis = plt.subplots()
+    axis.set_title("$\\nocommand$")
+    with pytest.raises(ValueError, match="nocommand"):
+        figure(fig, **WORDS)
+    assert plt.get_fignums() == []
+
+
+@pytest.mark.parametrize("settings", [{"alt": ""}, {"log_y": True, "title": "$\\nocommand$"}])
+def test_refused_curves_are_closed(settings):
+    with pytest.raises(ValueError, match=r"alt|nocommand"):
+        curves({"a": ([0, 1], [0, 1])}, xlabel="x", ylabel="y", **{**WORDS, **settings})
+    assert plt.get_fignums() == []
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_unknown_kind_is_named_and_its_figure_closed():
+    fig, _ = plt.subplots()
+    with pytest.raises(ValueError, match="kind of picture 'photo'"):
+        figure(fig, kind="photo", **WORDS)
     assert plt.get_fignums() == []

@@ -23,6 +23,17 @@ def test_numbers_as_readers_know_them(value, expected):
     assert format_number(value, ".3g") == expected
 
 
+@given(st.integers(-(10**30), 10**30))
+def test_whole_numbers_are_shown_to_the_last_digit(value):
+    assert format_number(value, ",d") == f"{value:,}".replace("-", "−")
+    assert format_number(value, "d").replace("−", "-") == str(value)
+
+
+@given(st.integers(-(2**53), 2**53))
+def test_floats_that_are_whole_take_whole_formats(value):
+    assert format_number(float(value), "d") == format_number(value, "d")
+
+
 def test_measured_numbers_survive_escaping():
     html = to_html(f"a < b, {measured(1.5, '.2f')} & `x_t`, *not* 2*3*4")
     assert html == (
