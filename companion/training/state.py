@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from companion.files import replacing, sync_folder, write_atomically
+from companion.files import WRITING, replacing, sync_folder, write_atomically
 
 # 2: weight decay has parameter groups of its own, and the JSON a hash.
 FORMAT = 2
@@ -242,14 +242,14 @@ def prune(folder: Path, step: int, kept: int = KEPT, later: bool = False) -> Non
                 state_path(folder, other).with_suffix(suffix).unlink()
 
 
-# What `companion.files.replacing` writes before it renames it: .NAME.ENDING and eight characters.
-TEMPORARY = re.compile(r"\..+\.(safetensors|json|csv|png)\.[a-z0-9_]{8}")
+# What we write into a run's folder, the checkpoint included.
+OURS = re.compile(r"\..+\.(safetensors|json|csv|png)" + WRITING.pattern)
 
 
 def tidy(folder: Path) -> None:
     """Removes the hidden files that a killed process of ours left half written in a run's folder."""
     for path in folder.glob(".*"):
-        if TEMPORARY.fullmatch(path.name) and path.is_file():
+        if OURS.fullmatch(path.name) and path.is_file():
             path.unlink(missing_ok=True)
 
 

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from companion.data import load, to_float
 from companion.randomness import initialisation, normal
-from companion.training import Trainer, TrainingSettings, single_objective, run
+from companion.training import Trainer, TrainingSettings, run, single_objective
 
 WIDTH, BATCH = 16, 64
 

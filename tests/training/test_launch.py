@@ -11,7 +11,8 @@ import time
 import pytest
 import torch
 
-from companion.training import launch, load_state
+from companion.data import to_float
+from companion.training import BatchOrder, gather, launch, load_state
 from companion.training.state import saved_steps, state_path
 
 STEPS = 12
@@ -31,9 +32,9 @@ def finish(process: subprocess.Popen) -> dict:
     return json.loads(output.splitlines()[-1])
 
 
-def start(worker, options: dict, *by: str, **more: str) -> subprocess.Popen:
+def start(worker, options: dict, *by: str, task: str = "train", **more: str) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, *by, worker.__file__, "train", json.dumps(options)],
+        [sys.executable, *by, worker.__file__, task, json.dumps(options)],
         env=os.environ | {"OMP_NUM_THREADS": "1"} | more,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -98,6 +99,34 @@ def test_two_processes_play_the_same_game_as_one(objective, worker, server, tmp_
         for text in ((tmp_path / name / "log.csv").read_text() for name in ("two", "one"))
     ]
     torch.testing.assert_close(*rows, rtol=2e-3, atol=1e-4)
+
+
+def test_what_processes_tell_one_another(worker, tmp_path):
+    """Gradients that not all of them have, the buffers of rank zero, and rows of all."""
+    process = start(worker, {"folder": str(tmp_path)}, "-W", "error::FutureWarning", task="ranks")
+    output, errors = process.communicate(timeout=200)
+    assert process.returncode == 0, errors
+    ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    for found in ranks:
+        # Means over two: of 1 and 2, of nothing and 6, of nothing and 1.
+        gradients = found["gradients"]
+        assert gradients["everywhere"].tolist() == [1.5, 1.5]
+        assert gradients["somewhere"].tolist() == [3.0, 3.0, 3.0]
+        assert gradients["half"].tolist() == [0.5]
+        assert gradients["nowhere"] is None
+        assert found["parameters"]["nowhere"].tolist() == [6.0]
+        assert found["gathered"].tolist() == [[[0] * 3] * 2, [[1] * 3] * 2]
+        assert found["number"].tolist() == [0, 1]
+        # Rank zero's, from the beginning on: its mean was 0, the other's 10.
+        assert found["buffers at first"].tolist() == [0.0]
+        order = BatchOrder(96, 16, 0)
+        shares = [to_float(worker.images()[0][order.indices(step)[:8]]) for step in range(3)]
+        mean = 0.0
+        for share in shares:
+            mean = 0.9 * mean + 0.1 * float(share.mean())
+        assert float(found["buffers"]["running_mean"]) == pytest.approx(mean, abs=1e-6)
+        assert int(found["buffers"]["num_batches_tracked"]) == 3
+    torch.testing.assert_close(ranks[0]["parameters"], ranks[1]["parameters"], rtol=0, atol=0)
 
 
 def test_a_worker_that_dies_is_started_again(worker, alone, tmp_path):
@@ -175,8 +204,55 @@ def test_counts_must_be_positive():
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
 def test_a_device_that_is_not_there():
-    with pytest.raises(ValueError, match=r"cannot train on 1 × 1 of 'cuda' .* not available"):
+    with pytest.raises(ValueError, match=r"'cuda' was asked for, but this machine has no CUDA"):
         launch(accelerator="cuda")
+
+
+def test_nodes_without_a_launcher():
+    """The first would wait for ever for processes that nobody starts."""
+    with pytest.raises(ValueError, match=r"2 nodes need a launcher .* torchrun --nnodes=2 .* srun"):
+        launch(nodes=2)
+
+
+def test_ctrl_c_ends_a_launch_that_waits(worker, tmp_path):
+    """One of two tasks, whose partner never comes: it waits outside Python."""
+    slurm = {
+        "SLURM_NTASKS": "2",
+        "SLURM_NTASKS_PER_NODE": "2",
+        "SLURM_NNODES": "1",
+        "SLURM_NODEID": "0",
+        "SLURM_NODELIST": "127.0.0.1",
+        "SLURM_JOB_ID": "1234",
+        "SLURM_JOB_NAME": "train",
+        "SLURM_PROCID": "0",
+        "SLURM_LOCALID": "0",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+    }
+    process = start(worker, OPTIONS | {"folder": str(tmp_path / "run")}, **slurm)
+    try:
+        for line in process.stderr:
+            if "Initializing distributed" in line:
+                break
+        time.sleep(1)
+        assert process.poll() is None, "it does not wait"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=20) == -signal.SIGINT
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_ctrl_c_is_as_before_after_a_launch():
+    def handler(number, frame):
+        pass
+
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        launch(accelerator="cpu")
+        assert signal.getsignal(signal.SIGINT) is handler
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_torchrun_and_the_arguments_must_agree(monkeypatch):
@@ -199,8 +275,23 @@ def test_slurm_and_the_arguments_must_agree(monkeypatch):
         launch(devices=4)
 
 
-def test_one_process():
-    fabric = launch(accelerator="cpu", precision="bf16-mixed")
+@pytest.mark.parametrize(("precision", "mixed"), [("auto", False), ("bf16-mixed", True)])
+def test_one_process(precision, mixed, monkeypatch):
+    monkeypatch.setattr("companion.devices.computes_bfloat16", lambda: True)
+    fabric = launch(accelerator="cpu", precision=precision)
     assert (fabric.world_size, fabric.device) == (1, torch.device("cpu"))
     with fabric.autocast():
-        assert torch.is_autocast_enabled("cpu")
+        assert torch.is_autocast_enabled("cpu") == mixed
+    assert gather(fabric, torch.ones(2)).tolist() == [[1.0, 1.0]]
+
+
+def test_slow_bfloat16_is_said_once(monkeypatch, worker):
+    monkeypatch.setattr("companion.devices.computes_bfloat16", lambda: False)
+    with pytest.warns(UserWarning, match="about 10 × slower") as caught:
+        fabric = launch(accelerator="cpu", precision="bf16-mixed")
+        worker.trainer("denoiser", fabric, precision="bf16-mixed")
+    assert len(caught) == 1
+    with pytest.warns(UserWarning, match="about 10 × slower") as caught:
+        worker.trainer("denoiser", precision="bf16-mixed")
+    assert len(caught) == 1
+    assert caught[0].filename == worker.__file__

@@ -6,20 +6,25 @@ import signal
 import sys
 import threading
 import time
+from dataclasses import dataclass
 
 import pytest
 import torch
 from PIL import Image
 from torch import nn
 
+from companion.files import locked
+from companion.randomness import PerImage
 from companion.training import (
     DivergedError,
     RunError,
     StateError,
     Trainer,
     TrainingSettings,
+    learning_rate_factor,
     load_state,
     run,
+    save_state,
     single_objective,
 )
 from companion.training.log import Averages, Log
@@ -52,6 +57,7 @@ def test_the_files_of_a_run(worker, folder):
         **QUIET,
     )
     assert (outcome.step, outcome.total, outcome.interrupted, outcome.signal) == (10, 10, False, 0)
+    assert (outcome.complete, outcome.folder, outcome.plans) == (True, folder, ((0, 10),))
     assert sorted(path.name for path in folder.iterdir()) == [
         "log.csv",
         "sheet-00000008.png",
@@ -142,9 +148,7 @@ def test_sheets_are_of_the_average_of_the_weights_and_change_nothing(worker, fol
     with Image.open(folder / "sheet-00000004.png") as picture:
         assert picture.size == (2 + 3 * 10, 2 + 3 * 10)
         drawn = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).view(32, 32)
-    from companion.randomness import derive
-
-    expected = sheet(training.ema.network.sample(9, derive(0, "sheet")).detach())
+    expected = sheet(training.ema.network.sample(9, PerImage(0, 0, 9, "sheet")).detach())
     assert torch.equal(drawn, expected[0])
     plain = worker.trainer("denoiser", steps=4, ema=0.5)
     list(plain)
@@ -208,8 +212,40 @@ def test_a_folder_in_use_is_not_written_over(worker, folder):
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
-def test_resuming_where_there_is_nothing_begins(worker, folder):
-    assert run(worker.trainer("denoiser", steps=2), folder, resume=True, **QUIET).step == 2
+def test_resuming_where_there_is_nothing_is_a_mistake(worker, folder):
+    """A slip in the folder's name must not begin a training of hours anew."""
+    with pytest.raises(RunError, match=r"no run to resume in .* Leave --resume out to begin"):
+        run(worker.trainer("denoiser", steps=2), folder, resume=True, **QUIET)
+    assert not folder.exists()
+    folder.mkdir()
+    with pytest.raises(
+        RunError, match=r"no state has been saved in .* leave --resume out to begin"
+    ):
+        run(worker.trainer("denoiser", steps=2), folder, resume=True, **QUIET)
+    assert not list(folder.iterdir())
+
+
+def test_a_log_without_a_state_is_not_written_over(worker, folder):
+    folder.mkdir()
+    (folder / "log.csv").write_text(
+        "step,seconds,samples_per_second,learning_rate,loss\n1,1,1,1,1\n"
+    )
+    for resume, message in (
+        (True, "remove its log.csv to begin"),
+        (False, "saved no state. Remove"),
+    ):
+        with pytest.raises(RunError, match=message):
+            run(worker.trainer("denoiser", steps=2), folder, resume=resume, **QUIET)
+        assert [path.name for path in folder.iterdir()] == ["log.csv"]
+    run(worker.trainer("denoiser", steps=2), folder, restarted=True, **QUIET)
+    assert [row["step"] for row in rows(folder)] == ["2"]
+
+
+def test_a_process_that_replaces_a_dead_one_goes_on_or_begins(worker, folder):
+    """torchrun gives it the command of the first start."""
+    assert run(worker.trainer("denoiser", steps=2), folder, restarted=True, **QUIET).step == 2
+    again = run(worker.trainer("denoiser", steps=2), folder, restarted=True, **QUIET)
+    assert again.plans == ((0, 2),)
 
 
 def test_resuming_a_finished_run_only_says_how_it_ended(worker, folder):
@@ -232,18 +268,234 @@ def test_other_settings_are_named(worker, folder):
             resume=True,
             **QUIET,
         )
-    with pytest.raises(
-        RunError, match=r"steps: 2 → 3\)\. Warm-up and decay are shares of all steps"
-    ):
-        run(worker.trainer("denoiser", steps=3), folder, resume=True, **QUIET)
+    with pytest.raises(RunError, match=r"seed: 0 → 3; steps: 2 → 3"):
+        run(worker.trainer("denoiser", steps=3, seed=3), folder, resume=True, **QUIET)
+
+
+def test_settings_of_a_nested_network_are_named_by_themselves(worker, folder):
+    @dataclass(frozen=True)
+    class Config:
+        width: int = 4
+
+    @dataclass(frozen=True, kw_only=True)
+    class Settings(TrainingSettings):
+        network: Config = Config()
+
+    def training(width):
+        objective = worker.denoiser()
+        settings = Settings(steps=2, batch_size=16, network=Config(width))
+        return Trainer(objective, worker.dataset(), settings)
+
+    run(training(4), folder, **QUIET)
+    with pytest.raises(RunError, match=r"other settings \(width: 4 → 5\)"):
+        run(training(5), folder, resume=True, **QUIET)
 
 
 def test_other_data_are_named(worker, folder):
     run(worker.trainer("denoiser", steps=2), folder, **QUIET)
     training = worker.trainer("denoiser", steps=2)
-    training.data = tuple(t[:50] for t in training.data)
-    with pytest.raises(RunError, match=r"data's tensors: .*96, 1, 8, 8.* → .*50, 1, 8, 8"):
+    training.data = training.data[:50]
+    with pytest.raises(RunError, match=r"data's SHA-256: .*; data's images: 96 → 50"):
         run(training, folder, resume=True, **QUIET)
+
+
+def test_other_tensors_are_named(folder):
+    def training(count):
+        network = nn.Linear(1, 1)
+        objective = single_objective(network, lambda b, s: {"loss": network(b[0]).square().mean()})
+        return Trainer(objective, (torch.ones(count, 1),), TrainingSettings(steps=1, batch_size=4))
+
+    run(training(4), folder, **QUIET)
+    with pytest.raises(RunError, match=r"data's tensors: .*4, 1.* → .*5, 1"):
+        run(training(5), folder, resume=True, **QUIET)
+
+
+def test_auto_is_what_it_means_here(worker, folder, monkeypatch):
+    """float32 on a CPU, by either name; what means bfloat16 elsewhere is another run, and the message says why."""
+    run(worker.trainer("denoiser", steps=2, precision="auto"), folder, **QUIET)
+    run(worker.trainer("denoiser", steps=2, precision="32-true"), folder, resume=True, **QUIET)
+    elsewhere = worker.trainer("denoiser", steps=2, precision="auto")
+    elsewhere.precision = "bf16-mixed"  # as on CUDA
+    with pytest.raises(
+        RunError, match=r"precision: '32-true' → 'bf16-mixed'\)\. Precision 'auto' is .*--precision"
+    ):
+        run(elsewhere, folder, resume=True, **QUIET)
+
+
+def test_another_kind_of_device_is_said(worker, folder):
+    run(worker.trainer("denoiser", steps=2), folder, **QUIET)
+    state = load_state(state_path(folder, 2))
+    save_state(folder, 2, state | {"device": "cuda"})
+    with pytest.warns(UserWarning, match="begun on 'cuda' and goes on on 'cpu', which draws other"):
+        run(worker.trainer("denoiser", steps=2), folder, resume=True, **QUIET)
+
+
+def test_initial_weights_are_part_of_a_run(worker, folder):
+    start = worker.trainer("denoiser", seed=1).network.state_dict()
+    begun = worker.trainer("denoiser", steps=2, start=start)
+    run(begun, folder, **QUIET)
+    with pytest.raises(RunError, match=r"initial weights' SHA-256: '.{64}' → None"):
+        run(worker.trainer("denoiser", steps=2), folder, resume=True, **QUIET)
+    again = worker.trainer("denoiser", steps=2, start=start)
+    assert run(again, folder, resume=True, **QUIET).step == 2
+
+
+# ---------------------------------------------------------------- longer runs
+
+
+def test_a_run_made_longer_follows_the_new_plan_and_says_so(worker, folder):
+    run(worker.trainer("denoiser", steps=4), folder, log_every=1, **QUIET)
+    longer = worker.trainer("denoiser", steps=8)
+    with pytest.warns(
+        UserWarning, match=r"planned for 4 steps, and goes on after 4 to 8\. From here"
+    ):
+        outcome = run(longer, folder, resume=True, log_every=1, **QUIET)
+    assert (outcome.step, outcome.total, outcome.complete) == (8, 8, True)
+    assert outcome.plans == ((0, 4), (4, 8))
+    rates = [float(row["learning_rate"]) for row in rows(folder)]
+    plans = [TrainingSettings(steps=steps, batch_size=16) for steps in (4, 8)]
+    factors = [learning_rate_factor(step, plans[step >= 4]) for step in range(8)]
+    assert rates == pytest.approx([1e-3 * factor for factor in factors])
+    # Once is enough.
+    run(worker.trainer("denoiser", steps=8), folder, resume=True, **QUIET)
+
+
+def test_a_constant_rate_makes_a_longer_run_the_same(worker, folder, tmp_path, result):
+    """The very bits of the run that was planned so, and no warning."""
+    constant = {"decay": "constant", "warmup": 0.0}
+    options = {"log_every": 1, "save_every": 2}
+    run(worker.trainer("everything", steps=4, **constant), folder, **options, **QUIET)
+    run(worker.trainer("everything", steps=8, **constant), folder, resume=True, **options, **QUIET)
+    whole = tmp_path / "whole"
+    run(worker.trainer("everything", steps=8, **constant), whole, **options, **QUIET)
+    assert result(folder) == result(whole)
+
+
+def test_a_run_cannot_be_shorter_than_it_is(worker, folder):
+    options = {"decay": "constant", "warmup": 0.0}
+    run(sending(worker.trainer("denoiser", steps=9, **options), 4, signal.SIGTERM), folder, **QUIET)
+    with pytest.raises(RunError, match="has done 5 steps already, more than the 4 asked for"):
+        run(worker.trainer("denoiser", steps=4, **options), folder, resume=True, **QUIET)
+    outcome = run(worker.trainer("denoiser", steps=6, **options), folder, resume=True, **QUIET)
+    assert (outcome.step, outcome.plans) == (6, ((0, 9), (5, 6)))
+
+
+# ---------------------------------------------------------------- one process at a time
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("how", [{}, {"resume": True}, {"restarted": True}])
+def test_a_folder_in_which_another_process_trains_is_not_touched(worker, folder, server, how):
+    """Another process in earnest: the lock is the system's."""
+    server.start(
+        folder, objective="denoiser", settings={"steps": 10**6, "decay": "constant"}, save_every=50
+    )
+    number = server.number()
+    try:
+        while not saved_steps(folder):
+            time.sleep(0.01)
+        os.kill(number, signal.SIGSTOP)
+        before = contents(folder)
+        with pytest.raises(RunError, match=rf"another process trains in .*run'.*process {number}"):
+            run(worker.trainer("denoiser", steps=2), folder, **how, **QUIET)
+        assert contents(folder) == before
+    finally:
+        os.kill(number, signal.SIGKILL)
+        server.wait()
+    # The dead hold no lock.
+    settings = {"steps": saved_steps(folder)[0], "decay": "constant"}
+    with pytest.warns(UserWarning, match="was planned for 1,000,000 steps"):
+        run(worker.trainer("denoiser", **settings), folder, resume=True, **QUIET)
+    assert not (folder / ".lock").exists()
+
+
+def test_a_lock_that_is_held_before_the_first_state(worker, folder):
+    folder.mkdir()
+    with (
+        locked(folder / ".lock", message="ours"),
+        pytest.raises(RunError, match="another process trains in"),
+    ):
+        run(worker.trainer("denoiser", steps=2), folder, **QUIET)
+    assert run(worker.trainer("denoiser", steps=2), folder, **QUIET).complete
+
+
+# ---------------------------------------------------------------- damage
+
+
+def test_what_a_killed_process_left_half_written_goes(worker, folder):
+    """Of states, log, sheets and of the checkpoint that is written into the folder at the end."""
+    run(worker.trainer("denoiser", steps=2), folder, **QUIET)
+    left = [
+        f".{name}.{'0123456789abcdef'}.tmp"
+        for name in (
+            "vae.safetensors",
+            "vae.json",
+            "log.csv",
+            "sheet-00000001.png",
+            "step-00000002.json",
+        )
+    ]
+    mine = [".notes.json", ".vae.safetensors.tmp", ".gitignore", "vae.json.0123456789abcdef.tmp"]
+    for name in left + mine:
+        (folder / name).touch()
+    (folder / ".vae.png.0123456789abcdee.tmp").mkdir()  # no file, whatever its name
+    run(worker.trainer("denoiser", steps=2), folder, resume=True, **QUIET)
+    names = {path.name for path in folder.iterdir()}
+    assert not names & set(left)
+    assert names >= {*mine, ".vae.png.0123456789abcdee.tmp"}
+
+
+LOG_DAMAGE = {
+    "a changed number": lambda text: text.replace("\n2,", "\n2,7", 1),
+    "a row less": lambda text: "".join(text.splitlines(keepends=True)[:2]),
+    "another first line": lambda text: text.replace("learning_rate", "rate"),
+    "two columns of one name": lambda text: text.replace("seconds,", "step,", 1),
+    "a field of a million characters": lambda text: text.replace("\n2,", "\n" + "2" * 10**6 + ","),
+    "a long first line": lambda text: "x" * 10**6 + text,
+    "nothing": lambda text: "",
+    "no text": lambda text: "\udcff" + text,
+    "NUL": lambda text: text.replace("1", "\0"),
+    "an open quote": lambda text: text.replace("\n", '\n"', 1),
+}
+
+
+@pytest.mark.parametrize("how", LOG_DAMAGE)
+def test_a_damaged_log_is_named_and_can_be_done_without(worker, folder, how):
+    run(worker.trainer("denoiser", steps=3), folder, log_every=1, save_every=3, **QUIET)
+    path = folder / "log.csv"
+    damaged = LOG_DAMAGE[how](path.read_text()).encode(errors="surrogateescape")
+    path.write_bytes(damaged)
+    with pytest.raises(RunError, match=r"the log '.*log\.csv' is damaged: .* remove it to go on"):
+        run(worker.trainer("denoiser", steps=3), folder, resume=True, **QUIET)
+    assert path.read_bytes() == damaged
+    path.unlink()
+    with pytest.warns(UserWarning, match=r"log\.csv' is not there; the log begins anew"):
+        run(worker.trainer("denoiser", steps=3), folder, resume=True, **QUIET)
+
+
+def test_a_state_of_something_else_is_named(worker, folder):
+    """Whole, but not what a run saves, or of another network under the same settings."""
+    run(worker.trainer("denoiser", steps=2), folder, **QUIET)
+    state = load_state(state_path(folder, 2))
+    for odd in (
+        {name: value for name, value in state.items() if name != "fingerprint"},
+        state | {"seconds": -1.0},
+        state | {"averages": {"sums": {"loss": 1.0}, "counts": {}}},
+        state | {"plans": []},
+        state | {"training": state["training"] | {"step": 1}},
+    ):
+        save_state(folder, 2, odd)
+        with pytest.raises(
+            StateError, match=r"'step-00000002\.safetensors' holds no state of a run"
+        ):
+            run(worker.trainer("denoiser", steps=2), folder, resume=True, **QUIET)
+    network = {name: t[:1] for name, t in state["training"]["network"].items()}
+    save_state(folder, 2, state | {"training": state["training"] | {"network": network}})
+    with pytest.raises(StateError, match=r"cannot go on from '.*step-00000002.*of another network"):
+        run(worker.trainer("denoiser", steps=2), folder, resume=True, **QUIET)
 
 
 def test_a_damaged_state_is_named_and_the_run_ends_all_the_same(worker, folder, tmp_path, result):
@@ -342,6 +594,7 @@ def test_signals_finish_the_step_and_save(worker, folder, tmp_path, result, numb
     training = sending(worker.trainer("everything", steps=9), 4, number)
     outcome = run(training, folder, **options, **QUIET)
     assert (outcome.step, outcome.interrupted, outcome.signal) == (5, True, number)
+    assert not outcome.complete
     assert saved_steps(folder) == [5]
     assert not training.objective.network.training
     assert [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)] == handlers

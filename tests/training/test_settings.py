@@ -2,10 +2,15 @@
 
 import itertools
 import math
+from dataclasses import dataclass, fields
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from companion.training import TrainingSettings, learning_rate_factor
+from companion.training.settings import same_schedule
 
 
 def factors(**settings) -> list[float]:
@@ -36,6 +41,15 @@ def test_short_trainings_have_a_rate_too(steps, warmup, decay):
     assert all(0 < f <= 1 for f in factors(steps=steps, warmup=warmup, decay=decay))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Recipe(TrainingSettings):
+    """Settings of a model's own, beside those of every training; no test checks the types of its arguments."""
+
+    beta: float = 1.0
+    free_nats: float | None = None
+    levels: tuple[float, ...] = (0.1, 1.0)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -43,7 +57,14 @@ def test_short_trainings_have_a_rate_too(steps, warmup, decay):
         ({"batch_size": 0}, "batch_size must be at least 1"),
         ({"accumulate": -1}, "accumulate must be at least 1"),
         ({"learning_rate": 0.0}, "learning_rate must be positive, got 0"),
-        ({"learning_rate": math.nan}, "learning_rate must be positive, got nan"),
+        ({"steps": 1e23}, r"steps must be a whole number, got 1e\+23"),
+        ({"steps": True}, "steps must be a whole number, got True"),
+        ({"steps": 10**23}, "steps must be at most 1,000,000,000, got 100,000,000,000"),
+        ({"batch_size": 10**8}, "batch_size must be at most 10,000,000, got 100,000,000"),
+        ({"accumulate": 10**7}, "accumulate must be at most 1,000,000"),
+        ({"seed": 2**63}, "seed must be at most 9,223,372,036,854,775,807"),
+        ({"decay": "linear"}, "decay must be one of cosine, constant, got 'linear'"),
+        ({"precision": "16"}, "precision must be one of auto, 32-true, bf16-mixed, got '16'"),
         ({"warmup": 1.0}, r"warmup must lie in \[0, 1\), got 1"),
         ({"beta2": -0.1}, r"beta2 must lie in \[0, 1\)"),
         ({"ema": 1.0}, "ema must lie between 0 and 1, or be None, got 1"),
@@ -53,4 +74,39 @@ def test_short_trainings_have_a_rate_too(steps, warmup, decay):
 )
 def test_impossible_settings(changes, message):
     with pytest.raises(ValueError, match=message):
-        TrainingSettings(**changes)
+        Recipe(**changes)
+
+
+NUMBERS = [f.name for f in fields(Recipe) if "float" in str(f.type)]
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_is_blamed_on_its_own_setting(name, value):
+    assert len(NUMBERS) == 10
+    given = (0.1, value) if name == "levels" else value
+    with pytest.raises(ValueError, match=f"^{name} must be finite, got {value}"):
+        Recipe(**{name: given})
+
+
+def test_whole_numbers_of_numpy_are_whole_numbers():
+    settings = Recipe(steps=np.int64(7), seed=np.uint8(3))
+    assert (settings, type(settings.steps)) == (Recipe(steps=7, seed=3), int)
+
+
+@given(
+    steps=st.integers(1, 60),
+    more=st.integers(0, 60),
+    done=st.integers(0, 60),
+    warmup=st.floats(0, 0.5),
+)
+def test_two_plans_are_the_same_as_long_as_their_rates_are(steps, more, done, warmup):
+    done = min(done, steps)
+    for decay in ("cosine", "constant"):
+        planned = TrainingSettings(steps=steps, decay=decay, warmup=warmup)
+        longer = TrainingSettings(steps=steps + more, decay=decay, warmup=warmup)
+        rates = [[learning_rate_factor(i, s) for i in range(done)] for s in (planned, longer)]
+        assert same_schedule(longer, steps, done) == (rates[0] == rates[1])
+    assert same_schedule(
+        TrainingSettings(steps=steps, decay="constant", warmup=0.0), steps + 5, done
+    )

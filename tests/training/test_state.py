@@ -3,7 +3,7 @@
 import errno
 import json
 import os
-import tempfile
+import re
 import warnings
 
 import pytest
@@ -212,6 +212,117 @@ def test_a_first_state_that_was_never_completed(tmp_path):
         assert newest_state(tmp_path) is None
 
 
+def sign(path, **changes):
+    """Changes a state's JSON and gives it the hash that belongs to it, as whoever knows how could do."""
+    mark = path.with_suffix(".json")
+    card = json.loads(mark.read_text()) | changes
+    card.pop("own sha256")
+    mark.write_text(json.dumps(card | {"own sha256": module._digest(card)}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"step": 11}, "is the state of step 11, under another name"),
+        ({"format": 1}, "has format 1, this companion reads 2. Resume it with the version"),
+        ({"state": [1]}, "holds no saved state"),
+        ({"state": {"$pairs": [[1, 2, 3]]}}, "hold no saved state: ValueError"),
+        ({"state": {"$pairs": [[[], 2]]}}, "hold no saved state: TypeError"),
+        ({"state": {"a": {"$tensor": "none"}}}, "hold no saved state: KeyError"),
+        ({"state": {"a": {"$tensor": {}}}}, "hold no saved state: TypeError"),
+        ({"state": {"a": {"$tuple": 3}}}, "hold no saved state: TypeError"),
+    ],
+)
+def test_json_that_was_altered_and_signed_is_refused(tmp_path, changes, message):
+    path = save_state(tmp_path, 10, example())
+    sign(path)
+    assert equal(load_state(path), example())
+    sign(path, **changes)
+    with pytest.raises(StateError, match=message):
+        load_state(path)
+
+
+def test_every_number_and_word_of_the_json_counts(tmp_path):
+    path = save_state(tmp_path, 10, example() | {"seconds": 60.0, "odd": (1, None, True)})
+    mark = path.with_suffix(".json")
+    text = mark.read_text()
+    changed = 0
+    for match in re.finditer(r'-?\d+(\.\d+)?|"[^"]+"|true|null', text):
+        word = match[0]
+        other = {"true": "false", "null": "0"}.get(
+            word, word[:-1] + '!"' if '"' in word else "9" + word
+        )
+        mark.write_text(text[: match.start()] + other + text[match.end() :])
+        with pytest.raises(StateError, match=r"step-00000010\.json"):
+            load_state(path)
+        changed += 1
+    assert changed > 20
+
+
+def test_a_renamed_state_is_refused(tmp_path):
+    path = save_state(tmp_path, 10, example())
+    for suffix in (".json", ".safetensors"):
+        path.with_suffix(suffix).rename(tmp_path / f"step-00000020{suffix}")
+    with pytest.raises(StateError, match=r"'step-00000020\.json' is the state of step 10"):
+        load_state(tmp_path / "step-00000020.json")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 100_000,
+        '{"format": 2, "step": ' + "9" * 5000 + "}",
+        '{"a":' * 100_000 + "1" + "}" * 100_000,
+    ],
+    ids=["open lists", "a number of 5,000 digits", "nested dicts"],
+)
+def test_odd_json_is_refused_by_name(tmp_path, text):
+    path = save_state(tmp_path, 10, example())
+    path.with_suffix(".json").write_text(text)
+    with pytest.raises(StateError, match=r"step-00000010\.json"):
+        load_state(path)
+
+
+def test_json_larger_than_any_is_not_read(tmp_path, monkeypatch):
+    path = save_state(tmp_path, 10, example())
+    monkeypatch.setattr(module, "LARGEST_JSON", 100)
+    with pytest.raises(
+        StateError, match=r"step-00000010\.json' is larger than the JSON of any state"
+    ):
+        load_state(path)
+
+
+@pytest.mark.parametrize("suffix", [".json", ".safetensors"])
+def test_a_folder_of_a_states_name(tmp_path, suffix):
+    path = save_state(tmp_path, 10, example()).with_suffix(suffix)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(StateError, match=rf"'step-00000010\{suffix}' is a folder"):
+        load_state(path)
+
+
+def test_a_state_of_another_kind_falls_back_too(tmp_path):
+    def check(state, step):
+        if state["step"] != step:
+            raise StateError(f"step {step} says {state['step']}.")
+
+    save_state(tmp_path, 10, example(10))
+    save_state(tmp_path, 20, example(19))
+    with pytest.warns(UserWarning, match=r"step 20 says 19\. Going on from 'step-00000010"):
+        assert newest_state(tmp_path, check)["step"] == 10
+
+
+def test_two_damaged_states_are_one_warning(tmp_path):
+    for step in (10, 20, 30):
+        save_state(tmp_path, step, example(step), kept=3)
+    for step in (20, 30):
+        flip(state_path(tmp_path, step))
+    with pytest.warns(UserWarning, match=r"00030.*00020.*from 'step-00000010") as caught:
+        assert newest_state(tmp_path)["step"] == 10
+    assert len(caught) == 1
+    assert all(f"step-000000{n}" in str(caught[0].message) for n in (10, 20, 30))
+
+
 def test_a_pickle_is_never_run(tmp_path):
     trace = tmp_path / "it-ran"
 
@@ -224,10 +335,9 @@ def test_a_pickle_is_never_run(tmp_path):
     with pytest.raises(StateError, match="altered"):
         load_state(path)
     # Even where the JSON vouches for it.
-    mark = json.loads(path.with_suffix(".json").read_text())
     with path.open("rb") as file:
-        mark["sha256"] = module._sha256(file)
-    path.with_suffix(".json").write_text(json.dumps(mark))
+        digest = module._sha256(file)
+    sign(path, sha256=digest)
     with pytest.raises(StateError, match="hold no saved state"):
         load_state(path)
     assert not trace.exists()
@@ -236,12 +346,13 @@ def test_a_pickle_is_never_run(tmp_path):
 def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path):
     save_state(tmp_path, 10, example())
     left = [
-        ".step-00000020.safetensors.ab1_cd",
-        ".step-00000020.json.x",
-        ".log.csv.q",
-        ".samples-00000010.png.z",
+        ".step-00000020.safetensors.0123456789abcdef.tmp",
+        ".step-00000020.json.0123456789abcdef.tmp",
+        ".log.csv.0123456789abcdef.tmp",
+        ".sheet-00000010.png.0123456789abcdef.tmp",
+        ".mine.safetensors.0123456789abcdef.tmp",
     ]
-    others = [".hidden", ".step-notes", "log.csv", ".log.csv"]
+    others = [".hidden", ".step-notes", "log.csv", ".log.csv", ".log.csv.tmp"]
     for name in left + others:
         (tmp_path / name).touch()
     tidy(tmp_path)
@@ -254,7 +365,7 @@ def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path):
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
-@pytest.mark.parametrize("call", ["mkstemp", "write", "fsync", "replace"])
+@pytest.mark.parametrize("call", ["open", "write", "fsync", "replace"])
 @pytest.mark.parametrize("which", [1, 2])
 def test_a_full_disk_at_any_write_loses_nothing(tmp_path, monkeypatch, code, call, which):
     save_state(tmp_path, 10, example(10))
@@ -284,8 +395,13 @@ def test_a_full_disk_at_any_write_loses_nothing(tmp_path, monkeypatch, code, cal
                 return Wrapped(file, failing(file.write))
 
             patch.setattr(os, "fdopen", fdopen)
-        elif call == "mkstemp":
-            patch.setattr(tempfile, "mkstemp", failing(tempfile.mkstemp))
+        elif call == "open":
+            opens, fails = os.open, failing(os.open)
+            patch.setattr(  # of new files, as a full disk has it
+                os,
+                "open",
+                lambda path, flags, *m: (fails if flags & os.O_CREAT else opens)(path, flags, *m),
+            )
         else:
             patch.setattr(os, call, failing(getattr(os, call)))
         with pytest.raises(DiskFullError) as caught:
@@ -344,6 +460,6 @@ def test_a_full_disk_in_earnest(server, tmp_path, result):
     assert line.startswith("DiskFullError") or "No state had been saved" in line
     assert f"in {str(broken)!r}" in line
     assert not saved_steps(broken)
-    code, line = server.train(broken, resume=True, **options)
+    code, line = server.train(broken, restarted=True, **options)
     assert code == 0, line
     assert result(broken) == result(folder)

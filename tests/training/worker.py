@@ -1,6 +1,7 @@
 """Trainings in processes of their own, which the tests then kill.
 
     python worker.py train OPTIONS     trains as the JSON says
+    python worker.py ranks OPTIONS     writes what two processes have told one another
     python worker.py serve             forks a training for every line of JSON and says how it ended
 
 Forking from a process that has imported everything takes milliseconds, where starting Python takes seconds.
@@ -26,6 +27,7 @@ from companion.training import (
     Phase,
     Trainer,
     TrainingSettings,
+    gather,
     launch,
     run,
     single_objective,
@@ -244,6 +246,46 @@ def train(options: dict) -> dict:
     return {"step": outcome.step, "signal": outcome.signal} if fabric.is_global_zero else {}
 
 
+class Uneven(nn.Module):
+    """Parameters that a loss reaches in all processes, in one of them, or in none; and batch statistics of each."""
+
+    def __init__(self, rank: int) -> None:
+        super().__init__()
+        self.everywhere = nn.Parameter(torch.tensor([1.0, 2.0]))
+        self.somewhere = nn.Parameter(torch.tensor([3.0, 4.0, 5.0]))
+        self.nowhere = nn.Parameter(torch.tensor([6.0]))
+        self.half = nn.Parameter(torch.tensor([7.0], dtype=torch.bfloat16))
+        self.norm = nn.BatchNorm2d(1, affine=False)
+        self.norm.running_mean += 10 * rank
+        self.rank = rank
+
+    def loss(self, batch, source):
+        loss = (1 + self.rank) * self.everywhere.sum() + 0 * self.norm(batch.images).mean()
+        if self.rank == 1:
+            loss = loss + 6 * self.somewhere.sum() + self.half.float().sum()
+        return {"loss": loss}
+
+
+def ranks(options: dict) -> None:
+    """Writes what each of two processes has after what they tell one another."""
+    fabric = launch(2, accelerator="cpu")
+    network = Uneven(fabric.global_rank)
+    objective = single_objective(network, network.loss)
+    settings = TrainingSettings(steps=3, batch_size=16, weight_decay=0.5, warmup=0.0)
+    training = Trainer(objective, dataset(), settings, fabric)
+    found = {"buffers at first": network.norm.running_mean.clone()}
+    for _ in training:
+        pass
+    found |= {
+        "gradients": {name: p.grad for name, p in network.named_parameters()},
+        "buffers": dict(network.norm.named_buffers()),
+        "parameters": {name: p.detach() for name, p in network.named_parameters()},
+        "gathered": gather(fabric, torch.full((2, 3), fabric.global_rank)),
+        "number": gather(fabric, torch.tensor(fabric.global_rank)),
+    }
+    torch.save(found, Path(options["folder"]) / f"{fabric.global_rank}.pt")
+
+
 def serve() -> None:
     trainer("everything").advance()  # so that a child finds all lazy imports done
     print("ready", flush=True)
@@ -274,6 +316,8 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     if sys.argv[1] == "serve":
         serve()
+    elif sys.argv[1] == "ranks":
+        ranks(json.loads(sys.argv[2]))
     else:
         result = train(json.loads(sys.argv[2]))
         if result:
