@@ -7,17 +7,24 @@
 >>> ring = data.toy.RingOfGaussians()            # .sample(n, generator), .log_prob(x)
 >>> documents = data.standard_library_text()     # documentation of Python's standard library
 >>> mine = data.folder("holiday.zip", size=32)   # your own images
+
+Nothing is imported before it is asked for: the names of the datasets alone do not cost what PyTorch does.
 """
 
-from companion.data import toy
-from companion.data.batch import Batch
-from companion.data.catalogue import DATASETS, SPLITS, load
-from companion.data.digits import is_held_out
-from companion.data.downloads import CorruptFileError, DataError, DownloadError
-from companion.data.folders import FolderImages, UnreadableImageError, folder
-from companion.data.images import ImageDataset, to_float, to_uint8
-from companion.data.photographs import photographs
-from companion.data.text import Document, standard_library_text
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from companion.data import toy
+    from companion.data.batch import Batch
+    from companion.data.catalogue import SPLITS, load
+    from companion.data.digits import is_held_out
+    from companion.data.downloads import CorruptFileError, DataError, DownloadError
+    from companion.data.folders import FolderImages, UnreadableImageError, folder
+    from companion.data.images import ImageDataset, to_float, to_uint8
+    from companion.data.photos import photographs
+    from companion.data.sources import DATASETS
+    from companion.data.text import Document, standard_library_text
 
 __all__ = [
     "DATASETS",
@@ -39,3 +46,36 @@ __all__ = [
     "to_uint8",
     "toy",
 ]
+
+# Where each name lives.
+_HOMES = {
+    "DATASETS": "sources",
+    "SPLITS": "catalogue",
+    "Batch": "batch",
+    "CorruptFileError": "downloads",
+    "DataError": "downloads",
+    "Document": "text",
+    "DownloadError": "downloads",
+    "FolderImages": "folders",
+    "ImageDataset": "images",
+    "UnreadableImageError": "folders",
+    "folder": "folders",
+    "is_held_out": "digits",
+    "load": "catalogue",
+    "photographs": "photos",
+    "standard_library_text": "text",
+    "to_float": "images",
+    "to_uint8": "images",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name == "toy":
+        return importlib.import_module("companion.data.toy")
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"companion.data.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -191,8 +191,8 @@ def masked_loss(r, net, b, s):
 def observed(r, x, s) -> Tensor:
     if r.network.likelihood == "bernoulli":
         return torch.where(uniform(tuple(x.shape), s) < (x + 1) / 2, 1.0, -1.0)
-    # Bytes, made continuous by uniform noise within each.
-    return ((x + 1) * 127.5 + uniform(tuple(x.shape), s)) / 128 - 1
+    # Bytes, made continuous by uniform noise of half a byte to each side.
+    return (((x + 1) * 127.5 + uniform(tuple(x.shape), s) - 0.5) / 127.5) - 1
 
 
 def log_p(r, net, x, z, *given) -> Tensor:
@@ -459,7 +459,7 @@ def vae_measures(r, net, few):
     if r.network.likelihood == "gaussian":
         # Nats of a density over [−1, 1] to bits of a byte.
         nats = found["−ELBO", ""] / 784
-        found["bits/dim", ""] = nats / math.log(2) + math.log2(256 / 2)
+        found["bits/dim", ""] = nats / math.log(2) + math.log2(127.5)
     if r.iwae:
         x, s = images(few, "iwae")
         x = observed(r, x, s)
