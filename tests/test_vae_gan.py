@@ -74,18 +74,22 @@ def test_the_discriminator_s_fakes_carry_no_gradient(digits):
 
 
 def test_the_encoder_is_not_asked_to_fool(digits):
-    network = small(adversarial=5.0).eval()
+    network = small(adversarial=5.0, beta=0.5, gamma=7.0, observation_precision=3.0).eval()
     values = network.encoder_loss(digits, seeded(1))
     mu, log_var = network.encode(digits)
     again = network.decode(mu + (0.5 * log_var).exp() * normal((8, 3), seeded(1)))
-    expected = (
-        kl_diagonal(mu, log_var).sum(1).mean() + network.reconstruction_loss(digits, again).mean()
+    kl = kl_diagonal(mu, log_var).sum(1).mean()
+    distance = (
+        network.discriminator.features(digits)[-1] - network.discriminator.features(again)[-1]
     )
-    torch.testing.assert_close(values["loss"], expected)
+    reconstruction = 1.5 * distance.square().sum(dim=(1, 2, 3)).mean()
+    torch.testing.assert_close(values["KL"], kl)
+    torch.testing.assert_close(values["reconstruction"], reconstruction)
+    torch.testing.assert_close(values["loss"], 0.5 * kl + reconstruction)
 
 
 def test_the_decoder_s_sum(digits):
-    network = small(gamma=0.3, adversarial=2.0).eval()
+    network = small(gamma=0.3, adversarial=2.0, beta=9.0, observation_precision=3.0).eval()
     source = seeded(1)
     mu, log_var = network.encode(digits)
     again = network.decode(mu + (0.5 * log_var).exp() * normal((8, 3), source))

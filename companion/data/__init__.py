@@ -7,6 +7,8 @@
 >>> ring = data.toy.RingOfGaussians()            # .sample(n, generator), .log_prob(x)
 >>> documents = data.standard_library_text()     # documentation of Python's standard library
 >>> mine = data.folder("holiday.zip", size=32)   # your own images
+
+Nothing is imported before it is asked for: the names of the datasets alone do not cost what PyTorch does.
 """
 
 from typing import TYPE_CHECKING
@@ -16,12 +18,13 @@ from companion.faces import make_lazy
 if TYPE_CHECKING:
     from companion.data import toy
     from companion.data.batch import Batch
-    from companion.data.catalogue import DATASETS, SPLITS, load
+    from companion.data.catalogue import SPLITS, load
     from companion.data.digits import is_held_out
     from companion.data.downloads import CorruptFileError, DataError, DownloadError
     from companion.data.folders import FolderImages, UnreadableImageError, folder
     from companion.data.images import ImageDataset, to_float, to_uint8
     from companion.data.photographs import photographs
+    from companion.data.sources import DATASETS
     from companion.data.text import Document, standard_library_text
 
 __all__ = [

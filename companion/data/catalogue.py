@@ -2,11 +2,14 @@
 
 from os import PathLike
 
-from companion.data import digits, downloads
+import torch
+
+from companion.data import digits
+from companion.data.downloads import SOURCES, read_split
 from companion.data.images import ImageDataset
+from companion.data.sources import DATASETS
 from companion.errors import unknown_name
 
-DATASETS = ("digits", *downloads.SOURCES)
 SPLITS = ("train", "test")
 
 
@@ -49,4 +52,12 @@ def load(
         raise unknown_name("split", split, SPLITS)
     if name == "digits":
         return digits.load_digits(split)
-    return downloads.load_download(name, split, root, download)
+    source, (images, labels) = SOURCES[name], read_split(name, split, root, download)
+    return ImageDataset(
+        images=torch.from_numpy(images.copy()),
+        labels=torch.from_numpy(labels),
+        classes=source.classes,
+        name=name,
+        split=split,
+        kind=source.kind,
+    )

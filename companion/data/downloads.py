@@ -29,10 +29,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import torch
 from tqdm import tqdm
-
-from companion.data.images import ImageDataset
 
 TIMEOUT = 30.0  # seconds without an answer or a byte, after which a mirror is given up
 ATTEMPTS = 5  # per mirror, as long as each brings the download forward
@@ -268,10 +265,10 @@ def cache_folder(root: str | PathLike[str] | None = None) -> Path:
     return Path(pooch.os_cache("companion"))
 
 
-def load_download(
+def read_split(
     name: str, split: str, root: str | PathLike[str] | None, download: bool
-) -> ImageDataset:
-    """Returns a split of a dataset in `SOURCES`, from the cache or from its mirrors.
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the images (bytes "n c h w") and labels of a dataset in `SOURCES`, from the cache or its mirrors.
 
     Raises:
         CorruptFileError: a cached file is not what was published, and downloading is off.
@@ -281,15 +278,7 @@ def load_download(
     resources = source.splits[split]
     found = fetch(resources, cache_folder(root) / name, download=download)
     wanted = source.contents.get(split) or tuple(c.name for r in resources for c in r.contents)
-    images, labels = source.parse([found[content] for content in wanted])
-    return ImageDataset(
-        images=torch.from_numpy(images.copy()),
-        labels=torch.from_numpy(labels),
-        classes=source.classes,
-        name=name,
-        split=split,
-        kind=source.kind,
-    )
+    return source.parse([found[content] for content in wanted])
 
 
 def fetch(resources: Sequence[Resource], folder: Path, *, download: bool) -> dict[str, bytes]:

@@ -127,8 +127,8 @@ def compare_sides(
     if extractor is None:
         raise ValueError(
             f"nothing is known by which to compare the images of {real.text!r}, {'×'.join(map(str, shapes[0]))}: "
-            "choose features: digit-cnn (for grey 28×28 digits), inception with a file of its weights, or module:function of "
-            "your own (--features, --weights)."
+            "choose features: digit-cnn (for grey 28×28 digits), inception with a file of its weights, or "
+            "module:function of your own (--features, --weights)."
         )
     real_features, real_probabilities = _features(evaluator, extractor, a, f"real: {real.text}")
     fake_features, fake_probabilities = _features(evaluator, extractor, b, f"fake: {fake.text}")

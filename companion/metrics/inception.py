@@ -8,6 +8,7 @@ as it is. The weights are not part of this package, and were not at hand when it
 are tested, the values of canonical features are not.
 """
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -308,17 +309,23 @@ def _tensors(path: Path) -> Mapping[str, Tensor]:
     return found
 
 
+@functools.cache
+def _shapes() -> dict[str, tuple[int, ...]]:
+    """Returns the network's names and shapes, in its order."""
+    with torch.device("meta"):
+        return {name: tuple(value.shape) for name, value in InceptionV3().state_dict().items()}
+
+
 def _fitting(found: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
     """Returns the weights in float32 if they are those of this network, name by name and shape by shape."""
-    with torch.device("meta"):
-        wanted = InceptionV3().state_dict()
+    wanted = _shapes()
     counters = {name for name in wanted if name.endswith("num_batches_tracked")}
     missing = sorted(set(wanted) - counters - set(found))
     surplus = sorted(set(found) - set(wanted))
     other = [
-        f"{name} {tuple(found[name].shape)} instead of {tuple(wanted[name].shape)}"
+        f"{name} {tuple(found[name].shape)} instead of {wanted[name]}"
         for name in wanted
-        if name in found and name not in counters and found[name].shape != wanted[name].shape
+        if name in found and name not in counters and tuple(found[name].shape) != wanted[name]
     ]
     for kind, names in (("lacks", missing), ("has besides", surplus), ("has", other)):
         if names:

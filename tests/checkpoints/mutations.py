@@ -3,6 +3,7 @@
 import hashlib
 import json
 import random
+from copy import deepcopy
 from pathlib import Path
 
 from companion.checkpoints import CheckpointError, load_checkpoint
@@ -52,11 +53,13 @@ def damaged_card(text: bytes, rng: random.Random) -> bytes:
             holder = holder[key]
         action = rng.random()
         if action < 0.7:
-            holder[last] = rng.choice(VALUES)
+            holder[last] = deepcopy(rng.choice(VALUES))
         elif action < 0.85:
             del holder[last]
         elif isinstance(holder, dict):
-            holder[rng.choice(["extra", "width", "name", "__class__"])] = rng.choice(VALUES)
+            holder[rng.choice(["extra", "width", "name", "__class__"])] = deepcopy(
+                rng.choice(VALUES)
+            )
     if isinstance(content, dict) and rng.random() < 0.8:
         content["card_sha256"] = _hash(content)
     return json.dumps(content).encode()

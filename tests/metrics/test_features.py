@@ -1,8 +1,7 @@
 """The feature extractors: the digit network, and the way to canonical Inception."""
 
 import inspect
-import sys
-import types
+import os
 
 import pytest
 import torch
@@ -12,10 +11,13 @@ from companion.data import load, to_float
 from companion.metrics import features
 from companion.metrics.features import (
     digit_features,
+    digit_features_and_probabilities,
     digit_probabilities,
     inception_features,
+    inception_features_and_probabilities,
     inception_probabilities,
 )
+from companion.metrics.inception import InceptionV3
 
 unchecked = {
     f: inspect.unwrap(f) for f in (digit_features, digit_probabilities, inception_features)
@@ -80,7 +82,7 @@ def test_no_gradient_is_kept(held_out):
 )
 @pytest.mark.parametrize("function", [digit_features, digit_probabilities])
 def test_bad_images(function, images, error, message, monkeypatch):
-    monkeypatch.setattr(features, "_check_images", inspect.unwrap(features._check_images))
+    monkeypatch.setattr(features, "check_images", inspect.unwrap(features.check_images))
     with pytest.raises(error, match=message):
         unchecked[function](images)
 
@@ -90,63 +92,72 @@ def test_a_batch_of_none():
         digit_features(torch.zeros(1, 1, 28, 28), batch_size=0)
 
 
-# ---------------------------------------------------------------- Inception, with a stand-in for the library
+def test_both_at_once_are_the_two(held_out):
+    x = held_out.images[::10]
+    found, probabilities = digit_features_and_probabilities(x)
+    assert torch.equal(found, digit_features(x))
+    torch.testing.assert_close(probabilities, digit_probabilities(x))
+
+
+# ---------------------------------------------------------------- Inception, with a stand-in for the network
 
 
 @pytest.fixture
 def seen(monkeypatch):
-    """Replaces torch-fidelity by a network that records what reaches it."""
+    """Replaces Inception by a network that records what reaches it."""
     record = []
 
     class StandIn(torch.nn.Module):
-        def __init__(self, name, features_list):
-            super().__init__()
-            record.append((name, features_list))
-            self.width = {"2048": 2048, "logits_unbiased": 1008}[features_list[0]]
-
-        def forward(self, x):
+        def features(self, x):
             record.append(x)
-            return (x.float().mean(dim=(1, 2, 3))[:, None].repeat(1, self.width),)
+            return x.float().mean(dim=(1, 2, 3))[:, None].repeat(1, 2048)
 
-    module = types.ModuleType("torch_fidelity.feature_extractor_inceptionv3")
-    module.FeatureExtractorInceptionV3 = StandIn
-    monkeypatch.setitem(sys.modules, "torch_fidelity", types.ModuleType("torch_fidelity"))
-    monkeypatch.setitem(sys.modules, module.__name__, module)
-    features._inception.cache_clear()
-    yield record
-    features._inception.cache_clear()
+        def unbiased_logits(self, found):
+            return 0.01 * found[:, :1008] * torch.linspace(0, 1, 1008)
+
+    monkeypatch.setattr(features, "_inception", lambda weights, device: StandIn())
+    return record
 
 
 def test_inception_gets_bytes_unresized(seen):
     images = torch.randint(0, 256, (5, 3, 17, 19), dtype=torch.uint8)
-    result = inception_features(images, batch_size=2)
+    result = inception_features(images, batch_size=2, weights="w.pth")
     assert result.shape == (5, 2048)
-    assert seen[0] == ("inception-v3-compat", ["2048"])
-    assert torch.equal(torch.cat(seen[1:]), images)
+    assert torch.equal(torch.cat(seen), images)
     torch.testing.assert_close(result[:, 0], images.float().mean(dim=(1, 2, 3)))
 
 
 def test_inception_rounds_floats_to_bytes(seen):
     images = torch.tensor([-1.0, 0.999, 0.0, 0.3]).view(4, 1, 1, 1).expand(4, 3, 8, 8)
-    inception_features(images)
-    assert seen[1].dtype == torch.uint8
-    assert seen[1][:, 0, 0, 0].tolist() == [0, 255, 128, 166]
+    inception_features(images, weights="w.pth")
+    assert seen[0].dtype == torch.uint8
+    assert seen[0][:, 0, 0, 0].tolist() == [0, 255, 128, 166]
 
 
 def test_inception_probabilities_use_the_logits_without_bias(seen):
-    result = inception_probabilities(torch.zeros(2, 3, 8, 8))
-    assert seen[0] == ("inception-v3-compat", ["logits_unbiased"])
-    torch.testing.assert_close(result, torch.full((2, 1008), 1 / 1008))
+    result = inception_probabilities(torch.zeros(2, 3, 8, 8), weights="w.pth")
+    expected = (1.28 * torch.linspace(0, 1, 1008)).softmax(0).expand(2, 1008)
+    torch.testing.assert_close(result, expected)
+    both = inception_features_and_probabilities(torch.zeros(2, 3, 8, 8), weights="w.pth")
+    torch.testing.assert_close(both[1], expected)
 
 
-def test_without_the_library_the_error_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "torch_fidelity", None)
-    monkeypatch.setitem(sys.modules, "torch_fidelity.feature_extractor_inceptionv3", None)
-    features._inception.cache_clear()
-    with pytest.raises(ImportError, match=r"pip install 'companion\[inception\]'"):
-        inception_features(torch.zeros(1, 3, 8, 8))
+def test_a_file_that_was_replaced_is_read_again(monkeypatch, tmp_path):
+    read = []
+    with torch.device("meta"):
+        network = InceptionV3()
+    monkeypatch.setattr(features, "load_inception", lambda path, _: read.append(path) or network)
+    features._loaded_inception.cache_clear()
+    path = tmp_path / "w.pth"
+    for content in (b"one", b"another"):
+        path.write_bytes(content)
+        os.utime(path, ns=(len(content), len(content)))
+        features.check_inception(path)
+        features.check_inception(path)
+    features._loaded_inception.cache_clear()
+    assert read == [path.resolve()] * 2
 
 
 def test_grey_images_are_refused_by_inception():
     with pytest.raises(ValueError, match=r"\(n, 3, h, w\), got \(2, 1, 28, 28\)"):
-        unchecked[inception_features](torch.zeros(2, 1, 28, 28))
+        unchecked[inception_features](torch.zeros(2, 1, 28, 28), weights="w.pth")

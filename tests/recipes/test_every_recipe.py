@@ -8,7 +8,7 @@ level show.
 import copy
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -29,7 +29,7 @@ from companion.measurement import Measurement
 from companion.metrics import fid, inception_score, kid, precision_recall, sharpness
 from companion.metrics.features import digit_features, digit_probabilities
 from companion.randomness import PerImage, Rows, Source, derive, normal, uniform
-from companion.recipes import RECIPES, Recipe, make_checkpoint, recipe_of
+from companion.recipes import RECIPES, Recipe, Splits, make_checkpoint, recipe_of
 from companion.training import Trainer, random_affine
 
 TINY = {"data": "digits", "steps": 2, "batch_size": 8, "seed": 5, "precision": "32-true"}
@@ -176,10 +176,11 @@ def masked_errors(r, net, x, s) -> Tensor:
     return torch.stack(errors)
 
 
-class _Again:
+class _Again(PerImage):
     """Stands for a source that draws what gives an order that is known."""
 
     def __init__(self, order: Tensor) -> None:
+        super().__init__(0, 0, len(order))
         self.order = order
 
 
@@ -190,8 +191,8 @@ def masked_loss(r, net, b, s):
 def observed(r, x, s) -> Tensor:
     if r.network.likelihood == "bernoulli":
         return torch.where(uniform(tuple(x.shape), s) < (x + 1) / 2, 1.0, -1.0)
-    # Bytes, made continuous by uniform noise within each.
-    return ((x + 1) * 127.5 + uniform(tuple(x.shape), s)) / 128 - 1
+    # Bytes, made continuous by uniform noise of half a byte to each side.
+    return (((x + 1) * 127.5 + uniform(tuple(x.shape), s) - 0.5) / 127.5) - 1
 
 
 def log_p(r, net, x, z, *given) -> Tensor:
@@ -339,22 +340,13 @@ def classifier_loss(r, net, b, s):
 SAMPLES = 24
 
 
-@dataclass
-class Few:
+class Few(Splits):
     """The splits of a recipe, cut down to few images."""
 
-    train: ImageDataset
-    held_out: ImageDataset
-
-    @property
-    def tests(self) -> list[ImageDataset]:
-        return [self.held_out]
-
-    labelled_tests = tests
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        return self.train.classes
+    def __init__(self, train: ImageDataset, held_out: ImageDataset) -> None:
+        super().__init__(RECIPES["digit-cnn"].replace(data="digits"))
+        # What has been loaded is not loaded again.
+        vars(self).update(train=train, held_out=held_out)
 
 
 @pytest.fixture(scope="module")
@@ -467,7 +459,7 @@ def vae_measures(r, net, few):
     if r.network.likelihood == "gaussian":
         # Nats of a density over [−1, 1] to bits of a byte.
         nats = found["−ELBO", ""] / 784
-        found["bits/dim", ""] = nats / math.log(2) + math.log2(256 / 2)
+        found["bits/dim", ""] = nats / math.log(2) + math.log2(127.5)
     if r.iwae:
         x, s = images(few, "iwae")
         x = observed(r, x, s)

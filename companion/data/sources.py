@@ -1,0 +1,18 @@
+"""The image datasets that there are, and which of them are on disk; nothing here needs torch."""
+
+from companion.data.downloads import SOURCES, cache_folder
+
+# `digits` comes with a package that is installed anyway; the others are downloaded.
+DATASETS = ("digits", *SOURCES)
+
+
+def embedded(name: str) -> bool:
+    """Says whether a dataset comes with the package, so that nothing has to be downloaded."""
+    return name not in SOURCES
+
+
+def downloaded(name: str) -> bool:
+    """Says whether all files of a dataset are in the data folder (not whether they are intact)."""
+    folder = cache_folder() / name
+    files = {r.file for split in SOURCES[name].splits.values() for r in split}
+    return all((folder / f).is_file() or (folder / f.removesuffix(".gz")).is_file() for f in files)
