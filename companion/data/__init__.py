@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from companion.data.batch import Batch
     from companion.data.catalogue import SPLITS, load
     from companion.data.digits import is_held_out
-    from companion.data.downloads import CorruptFileError, DataError, DownloadError
     from companion.data.folders import FolderImages, UnreadableImageError, folder
     from companion.data.images import ImageDataset, to_float, to_uint8
     from companion.data.photographs import photographs
     from companion.data.sources import DATASETS
     from companion.data.text import Document, standard_library_text
+    from companion.errors import CorruptFileError, DataError, DownloadError
 
 __all__ = [
     "DATASETS",

@@ -53,7 +53,7 @@ def test_unknown_name():
 def test_missing_file_is_named(monkeypatch):
     import sys
 
-    module = sys.modules["companion.data.photos"]
+    module = sys.modules["companion.data.photographs"]
     monkeypatch.setitem(module.FILES, "ghost", "ghost.png")
     with pytest.raises(OSError, match=r"ghost\.png.*Reinstall"):
         data.photographs(["ghost"])
@@ -62,7 +62,7 @@ def test_missing_file_is_named(monkeypatch):
 def test_grey_files_would_come_out_as_rgb(monkeypatch, tmp_path):
     import sys
 
-    module = sys.modules["companion.data.photos"]
+    module = sys.modules["companion.data.photographs"]
     Image.new("L", (5, 4), 7).save(tmp_path / "grey.png")
     monkeypatch.setitem(module.FILES, "grey", str(tmp_path / "grey.png"))
     assert data.photographs(["grey"])["grey"].tolist() == torch.full((3, 4, 5), 7).tolist()
