@@ -1,11 +1,11 @@
-# Generative Models, Measured. `make book` builds the book, `make test` checks everything.
+# Generative Models, Measured. `make book` builds the book, `make check` runs the quick checks, `make test` all of them.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PORT ?= 8000
 
 .DEFAULT_GOAL := book
-.PHONY: book test lab serve notebooks pdf bench clean
+.PHONY: book check test lab serve notebooks pdf bench clean
 
 # Set-up happens once, and again only when the pins or the package's metadata change.
 $(VENV)/.ready: requirements.txt pyproject.toml
@@ -19,6 +19,10 @@ $(VENV)/.ready: requirements.txt pyproject.toml
 
 book: $(VENV)/.ready
 	@$(BIN)/python book/tools/build.py
+
+# Lint, format, layering, types and unit tests: what a change of the package needs before it is committed.
+check: $(VENV)/.ready
+	@$(BIN)/python book/tools/checks.py --quick
 
 test: $(VENV)/.ready
 	@$(BIN)/python book/tools/checks.py
@@ -42,10 +46,12 @@ pdf: book
 
 # Types are checked in the tests, at each call; here it would count as the package's own time.
 bench: export JAXTYPING_DISABLE := 1
+# QUICK=1: a twentieth of the kills and of the damaged inputs.
+bench: export BENCH_QUICK := $(QUICK)
 
 bench: $(VENV)/.ready
 	$(BIN)/python -m pytest tests/bench --override-ini "norecursedirs=.*" -s
 
 clean:
-	rm -rf _build build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf _build build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -1,5 +1,10 @@
-"""Runs everything that continuous integration checks, in order of cost, and says where the time went."""
+"""Runs everything that continuous integration checks, in order of cost, and says where the time went.
 
+python book/tools/checks.py            all of it, as `make test`
+python book/tools/checks.py --quick    as far as the unit tests, as `make check`
+"""
+
+import argparse
 import os
 import subprocess
 import sys
@@ -13,21 +18,28 @@ BIN = Path(sys.executable).parent
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 PYTEST = [str(BIN / "python"), "-m", "pytest", "-q"]
 
+# The README's commands use one copy of the book and so stay in one process; pages go to whichever is free. The README
+# comes first, since its longest command is longer than any page.
 ON_THE_BUILT_BOOK = [
-    "tests/book/test_build.py",
-    "tests/book/test_browser.py",
     "tests/book/test_readme.py",
+    "tests/book/test_browser.py",
+    "tests/book/test_build.py",
 ]
 
-STEPS: list[tuple[str, list[str], dict[str, str]]] = [
+QUICK: list[tuple[str, list[str], dict[str, str]]] = [
     ("lint", [str(BIN / "ruff"), "check", "."], {}),
     ("format", [str(BIN / "ruff"), "format", "--check", "."], {}),
     ("import layering", [str(BIN / "lint-imports")], {}),
+    ("types", [str(BIN / "mypy")], {}),
     (
         "unit tests",
         [*PYTEST, "-n", "2", "--dist", "loadfile", "tests", "--ignore=tests/book", "--durations=5"],
         ONE_THREAD,
     ),
+]
+
+STEPS: list[tuple[str, list[str], dict[str, str]]] = [
+    *QUICK,
     (
         "notebook checks",
         [*PYTEST, "tests/book", *(f"--ignore={path}" for path in ON_THE_BUILT_BOOK)],
@@ -35,14 +47,13 @@ STEPS: list[tuple[str, list[str], dict[str, str]]] = [
     ),
     (
         "nbval",
+        # How long a cell may take is in book/conftest.py.
         [
             *PYTEST,
             "book",
             "--nbval",
             "--nbval-current-env",
             "--nbval-sanitize-with=book/nbval.cfg",
-            "--nbval-cell-timeout=240",
-            "--timeout=600",
             "-p",
             "no:cacheprovider",
             "-n",
@@ -54,13 +65,20 @@ STEPS: list[tuple[str, list[str], dict[str, str]]] = [
         ONE_THREAD,
     ),
     ("book build", [str(BIN / "python"), "book/tools/build.py"], {}),
-    ("browser and README", [*PYTEST, *ON_THE_BUILT_BOOK, "-rs", "--durations=5"], {}),
+    (
+        "browser and README",
+        [*PYTEST, *ON_THE_BUILT_BOOK, "-n", "2", "--dist", "loadgroup", "-rs", "--durations=5"],
+        ONE_THREAD,
+    ),
 ]
 
 
 def main() -> int:
+    parser = argparse.ArgumentParser(description="Run the project's checks.")
+    parser.add_argument("--quick", action="store_true", help="only as far as the unit tests")
+    steps = QUICK if parser.parse_args().quick else STEPS
     times: list[tuple[str, float, bool]] = []
-    for name, command, extra in STEPS:
+    for name, command, extra in steps:
         print(f"\n=== {name} ===", flush=True)
         begin = time.perf_counter()
         status = subprocess.run(

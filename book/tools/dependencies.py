@@ -135,6 +135,10 @@ def _canonical(node: object) -> str:
     """Writes a syntax tree down in a way that is the same in every version of Python."""
     if isinstance(node, ast.Constant):
         return f"{type(node.value).__name__}:{node.value!r}"
+    if isinstance(node, ast.JoinedStr):
+        # Some versions put empty strings between the parts.
+        parts = [part for part in node.values if getattr(part, "value", None) != ""]
+        return f"JoinedStr({_canonical(parts)})"
     if isinstance(node, ast.AST):
         fields = (
             f"{name}={_canonical(value)}"

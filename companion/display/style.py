@@ -1,6 +1,7 @@
 """The look of the book's plots."""
 
 import matplotlib as mpl
+from matplotlib.rcsetup import cycler
 
 #: Okabe and Ito's eight colours, told apart under every common colour-vision deficiency (Okabe & Ito, 2008,
 #: "Color Universal Design"), with yellow last because it is faint on white.
@@ -22,7 +23,7 @@ def use_style() -> None:
         {
             "axes.axisbelow": True,
             "axes.grid": True,
-            "axes.prop_cycle": mpl.cycler(color=COLOURS),
+            "axes.prop_cycle": cycler(color=COLOURS),
             "axes.spines.right": False,
             "axes.spines.top": False,
             "axes.titlesize": "medium",

@@ -178,8 +178,9 @@ def _load(name: str):
 
 
 @pytest.mark.timeout(600)
-def test_a_hundred_kills(tmp_path, capsys):
+def test_a_hundred_kills(tmp_path, capsys, rounds):
     """As the tests' twenty, at other moments."""
+    wanted = rounds(100)
     shared, kills = _load("conftest"), _load("test_kills")
     server = shared.Server()
     try:
@@ -189,7 +190,7 @@ def test_a_hundred_kills(tmp_path, capsys):
         assert (code, json.loads(line)["step"]) == (0, kills.STEPS), line
         undisturbed = reference, time.perf_counter() - start
         start = time.perf_counter()
-        hits = kills.kills(server, shared.final, undisturbed, tmp_path, 100, seed=1)
+        hits = kills.kills(server, shared.final, undisturbed, tmp_path, wanted, seed=1)
         seconds = time.perf_counter() - start
     finally:
         server.close()
@@ -198,5 +199,5 @@ def test_a_hundred_kills(tmp_path, capsys):
             f"\n{len(hits)} runs killed at random moments, each resumed to the same bits; the last state was of step "
             f"{min(hits)} to {max(hits)} of {kills.STEPS}; {seconds:.0f} s"
         )
-    assert len(hits) >= 100
+    assert len(hits) >= wanted
     assert len(set(hits)) >= kills.STEPS // 2

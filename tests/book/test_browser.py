@@ -1,15 +1,33 @@
-"""The built book in a real browser: what readers see, and what the pages ask for."""
+"""The built book in a real browser: what readers see, and what the pages ask for.
+
+Each page is a test of its own, so that several processes can share the pages. It is loaded twice, in a wide window and
+in a narrow one; while it is open, everything is tried on it.
+"""
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+import torch
 
-pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
+from companion.display import slider
 
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
+
+BUILT = Path(__file__).resolve().parents[2] / "_build" / "html"
+PAGES = sorted(
+    name
+    for path in BUILT.rglob("*.html")
+    if not (name := path.relative_to(BUILT).as_posix()).startswith("_static")
+    and name != "index.html"  # the redirect at the root
+)
 # A page is loaded in each of these windows, then shown in the other colours too.
 VIEWS = {"wide": (1280, "light"), "narrow": (390, "dark")}
 OTHER = {"light": "dark", "dark": "light"}
+# axe runs on every page in each window and in each colours once. Only the frame around the text differs between the
+# same colours in two windows, and the frame is alike on all pages: there, one page of each kind is enough.
+FRAMES = {"book/index.html", "book/glossary.html", "book/04-fid.html"}
 
 
 class Visit:
@@ -44,12 +62,25 @@ class Visit:
         self.page.close()
 
 
+@pytest.fixture(scope="session")
+def windows(browser) -> Iterator[dict[str, object]]:
+    """A browser window of each size, for all pages."""
+    # Without motion no colour is caught half-way through a transition.
+    made = {
+        view: browser.new_context(
+            viewport={"width": width, "height": 900}, color_scheme=scheme, reduced_motion="reduce"
+        )
+        for view, (width, scheme) in VIEWS.items()
+    }
+    yield made
+    for window in made.values():
+        window.close()
+
+
 @pytest.fixture
-def window(browser) -> Iterator[object]:
-    """A wide, light browser window."""
-    context = browser.new_context(viewport={"width": 1280, "height": 900}, color_scheme="light")
-    yield context
-    context.close()
+def window(windows) -> object:
+    """The wide, light window."""
+    return windows["wide"]
 
 
 def _violations(page) -> list[str]:
@@ -64,8 +95,8 @@ def _violations(page) -> list[str]:
     ]
 
 
-def _faults(page, width: int, scheme: str) -> list[str]:
-    """Returns what is wrong with a page as it stands in a window."""
+def _faults(page, width: int, scheme: str, *, axe: bool) -> list[str]:
+    """Returns what is wrong with a page as it stands in a window; with axe, also for readers who use other means."""
     # The theme answers a change of the colour scheme a moment later; without it this raises.
     page.wait_for_function("s => document.documentElement.dataset.theme === s", arg=scheme)
     problems = []
@@ -76,26 +107,59 @@ def _faults(page, width: int, scheme: str) -> list[str]:
     problems += [f"{raw} formulas are not set"] if raw else []
     errors = page.locator("mjx-merror, [data-mjx-error]").all_inner_texts()
     problems += [f"a formula has an error: {text}" for text in errors]
-    return problems + _violations(page)
+    return problems + (_violations(page) if axe else [])
 
 
-@pytest.mark.parametrize("view", VIEWS)
-def test_pages_are_clean_accessible_and_fit_the_window(view, browser, address, page_names):
-    width, scheme = VIEWS[view]
-    # Without motion no colour is caught half-way through a transition.
-    context = browser.new_context(
-        viewport={"width": width, "height": 900}, color_scheme=scheme, reduced_motion="reduce"
-    )
+@pytest.mark.parametrize("name", PAGES or ["not built"])
+def test_page_is_clean_accessible_fits_the_window_and_works(name, site, windows, address):
+    source = (site / name).read_text(encoding="utf-8")
     problems = []
-    for name in page_names:
-        with Visit(context, address, name) as visit:
+    for view, (width, scheme) in VIEWS.items():
+        with Visit(windows[view], address, name) as visit:
             for colours in (scheme, OTHER[scheme]):
                 visit.page.emulate_media(color_scheme=colours)
-                faults = _faults(visit.page, width, colours)
-                problems += [f"{name}, {width} {colours}: {fault}" for fault in faults]
+                axe = colours == scheme or name in FRAMES
+                faults = _faults(visit.page, width, colours, axe=axe)
+                problems += [f"{width} {colours}: {fault}" for fault in faults]
+            if view == "wide":
+                visit.page.emulate_media(color_scheme=scheme)
+                problems += _use_sliders(visit.page, source.count('class="cmp-figure cmp-slider'))
+                problems += _unfold(visit.page, source.count('class="solution dropdown'))
             problems += visit.problems
-    context.close()
     assert not problems, "\n" + "\n".join(problems)
+
+
+def test_there_are_pages_of_each_kind(site, page_names):
+    """What the test of a page tries is there to be tried: sliders in every chapter, folded solutions, the frames."""
+    assert page_names == PAGES
+    assert set(page_names) >= FRAMES
+    for name in page_names:
+        source = (site / name).read_text(encoding="utf-8")
+        if re.match(r"book/\d\d-", name):
+            assert 'class="cmp-figure cmp-slider' in source, f"{name} has no slider"
+            assert 'class="solution dropdown' in source, f"{name} has no folded solution"
+
+
+def test_the_same_slider_works_twice_on_a_page(window):
+    """Neither has an id, so neither gets in the other's way."""
+
+    def grey(level: float) -> torch.Tensor:
+        return torch.full((1, 8, 8), level)
+
+    html = slider(grey, [-1.0, 0.0, 1.0], name="grey", alt="a square", caption="It brightens.").html
+    page = window.new_page()
+    page.set_content(f"<main>{html}{html}</main>")
+    first, second = (page.locator("figure").nth(i) for i in (0, 1))
+    before = _state(first)
+    assert _state(second) == before
+    second.locator("input").focus()
+    page.keyboard.press("ArrowRight")
+    assert _state(first) == before
+    assert all(a != b for a, b in zip(_state(second), before, strict=True))
+    first.locator("input").focus()
+    page.keyboard.press("ArrowRight")
+    assert _state(first) == _state(second)
+    page.close()
 
 
 def test_search_finds_pages_and_its_results_lead_there(window, address):
@@ -164,41 +228,31 @@ def _use_slider(page, figure) -> list[str]:
     return problems
 
 
-def test_sliders_change_their_pictures(window, address, site, page_names):
-    problems, chapters, seen = [], set(), 0
-    for name in page_names:
-        if 'class="cmp-figure cmp-slider' not in (site / name).read_text(encoding="utf-8"):
-            continue
-        with Visit(window, address, name) as visit:
-            for i in range((figures := visit.page.locator(".cmp-slider")).count()):
-                seen += 1
-                problems += [
-                    f"{name}: slider {i + 1}: {p}" for p in _use_slider(visit.page, figures.nth(i))
-                ]
-            problems += visit.problems
-        chapters.add(name)
-    assert seen > 0, "no slider in the whole book: has the class of the figure changed?"
-    assert not problems, "\n" + "\n".join(problems)
-    numbered = {name for name in page_names if re.match(r"book/\d\d-", name)}
-    assert chapters >= numbered, f"chapters without a slider: {sorted(numbered - chapters)}"
+def _use_sliders(page, expected: int) -> list[str]:
+    """Moves every slider of a page; returns what did not change."""
+    figures = page.locator(".cmp-slider")
+    if (found := figures.count()) != expected:
+        return [f"{found} sliders on the page, {expected} in its source"]
+    return [
+        f"slider {i + 1}: {problem}"
+        for i in range(found)
+        for problem in _use_slider(page, figures.nth(i))
+    ]
 
 
-def test_solutions_are_folded_and_unfold(window, address, site, page_names):
-    problems, seen = [], 0
-    for name in page_names:
-        if 'class="solution dropdown' not in (site / name).read_text(encoding="utf-8"):
-            continue
-        with Visit(window, address, name) as visit:
-            solutions = visit.page.locator("div.solution.dropdown")
-            for i in range(solutions.count()):
-                seen += 1
-                box = solutions.nth(i)
-                content = box.locator(":scope > section, :scope > p:not(.admonition-title)").first
-                if content.is_visible():
-                    problems.append(f"{name}: solution {i + 1} lies open")
-                box.locator(".admonition-title").first.click()
-                visit.page.wait_for_timeout(50)
-                if not content.is_visible():
-                    problems.append(f"{name}: solution {i + 1} does not open")
-    assert seen > 0, "no folded solution in the whole book"
-    assert not problems, "\n" + "\n".join(problems)
+def _unfold(page, expected: int) -> list[str]:
+    """Opens every folded solution of a page; returns what was open before or does not open."""
+    problems = []
+    solutions = page.locator("div.solution.dropdown")
+    if (found := solutions.count()) != expected:
+        problems.append(f"{found} folded solutions on the page, {expected} in its source")
+    for i in range(found):
+        box = solutions.nth(i)
+        content = box.locator(":scope > section, :scope > p:not(.admonition-title)").first
+        if content.is_visible():
+            problems.append(f"solution {i + 1} lies open")
+        box.locator(".admonition-title").first.click()
+        page.wait_for_timeout(50)
+        if not content.is_visible():
+            problems.append(f"solution {i + 1} does not open")
+    return problems

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from pathlib import Path
 
+import build
 import pytest
 import yaml
 from chapter_numbers import chapter_number
@@ -188,3 +189,59 @@ def test_nothing_but_the_book_is_published(page_names):
     generated = {"genindex.html", "search.html", "prf-prf.html"}
     stray = [name for name in page_names if not name.startswith("book/") and name not in generated]
     assert not stray, f"published by accident: {stray}"
+
+
+# --- when it is built ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_book(tmp_path, monkeypatch) -> Path:
+    """A folder that looks like the repository, and a builder that counts how often it is called."""
+    (tmp_path / "book" / "_static").mkdir(parents=True)
+    for name in (
+        "_config.yml",
+        "_toc.yml",
+        "requirements.txt",
+        "book/01-a.ipynb",
+        "book/_static/book.css",
+    ):
+        (tmp_path / name).write_text(name, encoding="utf-8")
+    output = tmp_path / "_build" / "html"
+    output.mkdir(parents=True)
+    monkeypatch.setattr(build, "ROOT", tmp_path)
+    monkeypatch.setattr(build, "OUTPUT", output)
+    return tmp_path
+
+
+def test_a_book_is_built_when_something_changed_and_only_then(small_book, monkeypatch, capsys):
+    calls = []
+    monkeypatch.setattr(build, "build", lambda: calls.append(1) or 0)
+    assert build.main() == build.main() == 0
+    assert len(calls) == 1
+    said = capsys.readouterr().out.splitlines()
+    assert "is built. Open file://" in said[0]
+    assert "was built already. Open file://" in said[1]
+    for i, name in enumerate(
+        ("_toc.yml", "requirements.txt", "book/_static/book.css", "book/new.md"), 2
+    ):
+        (small_book / name).write_text("changed", encoding="utf-8")
+        assert build.main() == 0
+        assert len(calls) == i, name
+    (small_book / "book" / "new.md").unlink()
+    assert build.main() == 0
+    assert len(calls) == 6
+    for stranger in ("README.md", "book/.cache", "book/x.pyc"):
+        (small_book / stranger).write_text("changed", encoding="utf-8")
+    assert build.main() == 0
+    assert len(calls) == 6
+
+
+def test_a_build_that_failed_is_not_taken_for_one(small_book, monkeypatch):
+    results = [0, 3, 0]
+    monkeypatch.setattr(build, "build", lambda: results.pop(0))
+    assert build.main() == 0
+    (small_book / "_toc.yml").write_text("changed", encoding="utf-8")
+    assert build.main() == 3
+    (small_book / "_toc.yml").write_text("_toc.yml", encoding="utf-8")  # as it was at first
+    assert build.main() == 0
+    assert not results
