@@ -127,13 +127,13 @@ def binary(rng, n, d):
 
 
 def far_clusters(rng, n, d):
-    """Whole numbers around centres far apart, so that the distances within a cluster are exact too."""
-    return whole_numbers(rng, n, d) + rng.choice([-(2.0**40), 0.0, 2.0**33], size=(n, 1))
+    """Whole numbers around centres so far apart that rounding hides a cluster, but no sum of squares loses a bit."""
+    return whole_numbers(rng, n, d) + rng.choice([-(2.0**22), 0.0, 2.0**20], size=(n, 1))
 
 
 def with_an_outlier(rng, n, d):
     x = whole_numbers(rng, n, d)
-    x[rng.integers(n)] = 1e10
+    x[rng.integers(n)] = 2.0**23
     return x
 
 
@@ -162,6 +162,27 @@ def test_ties_and_far_points_are_decided_by_differences(kind, d, n, m, k, seed):
     # No tolerance for zero; elsewhere the two libraries' roots may differ in the last digit.
     np.testing.assert_allclose(found.distances, np.sqrt(squared.min(axis=1)), rtol=3e-16, atol=0)
     np.testing.assert_array_equal(squared[np.arange(n), found.indices], squared.min(axis=1))
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 20), st.sampled_from([1e9, 1e10, 1e30]), st.integers(0, 9999))
+def test_an_outlier_far_away_costs_the_others_nothing(d, far, seed):
+    """Its own distances are known to rounding, all others as if it were not there."""
+    rng = np.random.default_rng(seed)
+    real, fake = rng.normal(size=(40, d)), rng.normal(0.3, 0.8, size=(50, d))
+    real[rng.integers(40)] = fake[rng.integers(50)] = far
+
+    def share(points, centres, factor):
+        radii = factor * np.sort(by_differences(centres, centres), axis=1)[:, 3]
+        return (by_differences(points, centres) <= radii).any(axis=1).mean()
+
+    low, high = (
+        np.array([share(fake, real, factor), share(real, fake, factor)])
+        for factor in (1 - 1e-13, 1 + 1e-13)
+    )
+    found = np.array(precision_recall(real, fake))
+    assert (low <= found).all()
+    assert (found <= high).all()
 
 
 @settings(max_examples=20, deadline=None)
