@@ -1,6 +1,7 @@
 """Files that are whole or not there, and locks that one process has."""
 
 import contextlib
+import errno
 import math
 import os
 import signal
@@ -10,6 +11,7 @@ import sys
 import textwrap
 import threading
 import time
+import types
 
 import pytest
 
@@ -236,6 +238,37 @@ def test_a_lock_is_freed_by_an_error(tmp_path):
     with pytest.raises(KeyError), locked(tmp_path / ".lock", message="Wait."):
         raise KeyError
     assert os.listdir(tmp_path) == []
+
+
+def test_where_a_file_system_has_no_locks_one_is_told_and_goes_on(tmp_path, monkeypatch):
+    def refusing(handle, how):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(files.fcntl, "flock", refusing)
+    with (
+        pytest.warns(UserWarning, match="knows no locks"),
+        locked(tmp_path / ".lock", message="Wait."),
+    ):
+        write_atomically(tmp_path / "file", b"whole")
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_locks_and_files_as_windows_has_them(tmp_path, monkeypatch):
+    """Windows locks a byte of the file; its calls are imitated here, not its rules about open files."""
+    flock, how = files.fcntl.flock, files.fcntl.LOCK_EX | files.fcntl.LOCK_NB
+    windows = types.ModuleType("msvcrt")
+    windows.LK_NBLCK = 2
+    windows.locking = lambda handle, kind, size: flock(handle, how)
+    monkeypatch.setitem(sys.modules, "msvcrt", windows)
+    monkeypatch.setattr(files, "fcntl", None)
+    path = tmp_path / ".lock"
+    with locked(path, message="Mine."):
+        with pytest.raises(FileLockedError) as raised, locked(path, message="Mine."):
+            pass
+        assert raised.value.pid == os.getpid()
+    write_atomically(tmp_path / "file", b"whole")
+    assert (tmp_path / "file").read_bytes() == b"whole"
+    assert os.listdir(tmp_path) == ["file"]
 
 
 @pytest.mark.parametrize("text", [b"", b"-1 x\n", b"\xff" * 300, b"12\x1b[31m evil\n"])
