@@ -23,8 +23,8 @@ from companion.metrics._checks import as_float64, rows
 
 # Rows of the distance matrix that exist at a time.
 CHUNK = 1024
-# Numbers that are gathered at a time to take differences of.
-GATHERED = 1 << 22
+# Numbers that are gathered at a time to take differences of: few enough to stay in the cache.
+GATHERED = 1 << 18
 # How many neighbours are looked at beyond those that are wanted.
 MORE = 4
 # Squares below have lost digits to underflow.
