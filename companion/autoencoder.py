@@ -333,7 +333,8 @@ def fit_mixture(
 ) -> LatentMixture:
     """Fits a mixture of Gaussians to codes by expectation–maximisation, from a k-means start.
 
-    scikit-learn's `GaussianMixture` does the work, on the CPU and in double precision; its k-means starts from k-means++.
+    scikit-learn's `GaussianMixture` does the work, on the CPU and in double precision. Its k-means has a k-means++
+    start.
 
     Args:
         codes: more than the number of parts.
