@@ -8,7 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from companion.randomness import Rows, derive, initialisation, integers, normal, uniform
+from companion.randomness import (
+    PerImage,
+    Rows,
+    derive,
+    initialisation,
+    integers,
+    normal,
+    source_of,
+    uniform,
+)
 
 DRAWS = {
     "normal": normal,
@@ -31,6 +40,80 @@ def test_rows_of_any_split_are_the_whole(name, data, total, seed):
         rows = Rows(derive(seed, "x"), start, stop, total)
         for expected in whole:
             assert torch.equal(draw((stop - start, *shape), rows), expected[start:stop])
+
+
+@pytest.mark.parametrize("name", DRAWS)
+@given(data=st.data(), total=st.integers(1, 25), seed=st.integers(0, 2**40))
+def test_an_image_draws_the_same_in_any_batch(name, data, total, seed):
+    """And goes on in its own stream, whatever was drawn before, and in what shapes."""
+    cuts = data.draw(st.lists(st.integers(1, total), unique=True).map(sorted))
+    edges = sorted({0, *cuts, total})
+    shapes = data.draw(
+        st.lists(st.sampled_from([(), (3,), (2, 5), (1, 4, 4)]), min_size=1, max_size=3)
+    )
+    draw = DRAWS[name]
+
+    def drawn(start, stop):
+        source = PerImage(seed, start, stop)
+        assert len(source) == stop - start
+        return [draw((stop - start, *shape), source) for shape in shapes]
+
+    whole = drawn(0, total)
+    for start, stop in itertools.pairwise(edges):
+        for found, expected in zip(drawn(start, stop), whole, strict=True):
+            assert torch.equal(found, expected[start:stop])
+    # Alone: image 0's own generator, drawing one thing after the other.
+    generator = derive(seed, "samples", 0)
+    for shape, expected in zip(shapes, whole, strict=True):
+        assert torch.equal(draw((1, *shape), generator)[0], expected[0])
+
+
+def test_images_are_independent_and_seeds_and_names_matter():
+    draws = [
+        normal((50, 200), PerImage(seed, start, start + 50, name))
+        for seed, start, name in (
+            (0, 0, "samples"),
+            (1, 0, "samples"),
+            (0, 50, "samples"),
+            (0, 0, "sheet"),
+        )
+    ]
+    rows = torch.cat(draws)
+    assert len({tuple(row.tolist()) for row in rows}) == 200
+    correlation = torch.corrcoef(rows) - torch.eye(200)
+    # 19,900 pairs of rows of 200 numbers: the largest of so many normal numbers of deviation 1/√200.
+    assert float(correlation.abs().max()) < 5.5 / 200**0.5
+    assert abs(float(rows.mean())) < 0.02
+    assert float(rows.std()) == pytest.approx(1, abs=0.02)
+
+
+def test_the_numbers_of_images_go_where_they_are_wanted():
+    for draw in DRAWS.values():
+        drawn = [draw((3, 2), PerImage(0, 0, 3)), draw((3, 2), PerImage(0, 0, 3))]
+        assert torch.equal(*drawn)
+    assert normal((3, 2), PerImage(0, 0, 3)).device.type == "cpu"
+    assert normal((3, 2), PerImage(0, 0, 3), "meta").device.type == "meta"
+    assert uniform((3, 2), PerImage(0, 0, 3), "meta").device.type == "meta"
+    assert integers(9, (3, 2), PerImage(0, 0, 3), "meta").device.type == "meta"
+    assert integers(9, (3, 2), PerImage(0, 0, 3)).dtype == torch.int64
+
+
+def test_images_that_are_not_there():
+    with pytest.raises(ValueError, match="must be the 3 images of the source, got the shape"):
+        normal((4, 2), PerImage(0, 2, 5))
+    for start, stop in ((3, 3), (4, 3), (-1, 2)):
+        with pytest.raises(ValueError, match="stop must be above start"):
+            PerImage(0, start, stop)
+
+
+def test_a_seed_or_a_source():
+    found = normal((4, 2), source_of(4, None, 7))
+    assert torch.equal(found, normal((4, 2), PerImage(7, 0, 4)))
+    generator = derive(0)
+    assert source_of(4, generator, None) is generator
+    for source, seed in ((None, None), (generator, 0)):
+        with pytest.raises(ValueError, match="give either seed"):
+            source_of(4, source, seed)
 
 
 def test_the_distributions():

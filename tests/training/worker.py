@@ -254,7 +254,7 @@ class Uneven(nn.Module):
         self.everywhere = nn.Parameter(torch.tensor([1.0, 2.0]))
         self.somewhere = nn.Parameter(torch.tensor([3.0, 4.0, 5.0]))
         self.nowhere = nn.Parameter(torch.tensor([6.0]))
-        self.half = nn.Parameter(torch.tensor([7.0], dtype=torch.bfloat16))
+        self.coarse = nn.Parameter(torch.tensor([7.0], dtype=torch.bfloat16))
         self.norm = nn.BatchNorm2d(1, affine=False)
         self.norm.running_mean += 10 * rank
         self.rank = rank
@@ -262,7 +262,7 @@ class Uneven(nn.Module):
     def loss(self, batch, source):
         loss = (1 + self.rank) * self.everywhere.sum() + 0 * self.norm(batch.images).mean()
         if self.rank == 1:
-            loss = loss + 6 * self.somewhere.sum() + self.half.float().sum()
+            loss = loss + 6 * self.somewhere.sum() + self.coarse.float().sum()
         return {"loss": loss}
 
 
