@@ -22,3 +22,15 @@ def unknown_name(kind: str, name: str, known: Iterable[str], remedy: str = "") -
     listing = ", ".join(names) if names else "none"
     tail = f" {remedy}" if remedy else ""
     return ValueError(f"unknown {kind} {name!r}.{hint} Known: {listing}.{tail}")
+
+
+class DataError(OSError):
+    """Data is missing, unreachable or not what it should be."""
+
+
+class CorruptFileError(DataError):
+    """A file does not hold the content that was published."""
+
+
+class DownloadError(DataError):
+    """Files are neither in the cache nor to be had from any mirror."""

@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from companion.data.batch import Batch
     from companion.data.catalogue import SPLITS, load
     from companion.data.digits import is_held_out
-    from companion.data.downloads import CorruptFileError, DataError, DownloadError
     from companion.data.folders import FolderImages, UnreadableImageError, folder
     from companion.data.images import ImageDataset, to_float, to_uint8
     from companion.data.photos import photographs
     from companion.data.sources import DATASETS
     from companion.data.text import Document, standard_library_text
+    from companion.errors import CorruptFileError, DataError, DownloadError
 
 __all__ = [
     "DATASETS",
@@ -49,23 +49,23 @@ __all__ = [
 
 # Where each name lives.
 _HOMES = {
-    "DATASETS": "sources",
-    "SPLITS": "catalogue",
-    "Batch": "batch",
-    "CorruptFileError": "downloads",
-    "DataError": "downloads",
-    "Document": "text",
-    "DownloadError": "downloads",
-    "FolderImages": "folders",
-    "ImageDataset": "images",
-    "UnreadableImageError": "folders",
-    "folder": "folders",
-    "is_held_out": "digits",
-    "load": "catalogue",
-    "photographs": "photos",
-    "standard_library_text": "text",
-    "to_float": "images",
-    "to_uint8": "images",
+    "DATASETS": "companion.data.sources",
+    "SPLITS": "companion.data.catalogue",
+    "Batch": "companion.data.batch",
+    "CorruptFileError": "companion.errors",
+    "DataError": "companion.errors",
+    "Document": "companion.data.text",
+    "DownloadError": "companion.errors",
+    "FolderImages": "companion.data.folders",
+    "ImageDataset": "companion.data.images",
+    "UnreadableImageError": "companion.data.folders",
+    "folder": "companion.data.folders",
+    "is_held_out": "companion.data.digits",
+    "load": "companion.data.catalogue",
+    "photographs": "companion.data.photos",
+    "standard_library_text": "companion.data.text",
+    "to_float": "companion.data.images",
+    "to_uint8": "companion.data.images",
 }
 
 
@@ -73,7 +73,7 @@ def __getattr__(name: str) -> object:
     if name == "toy":
         return importlib.import_module("companion.data.toy")
     if name in _HOMES:
-        return getattr(importlib.import_module(f"companion.data.{_HOMES[name]}"), name)
+        return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -9,7 +9,9 @@ that the caller names, or `$COMPANION_DATA`, or the user's cache folder, with on
 - **A download is atomic.** Bytes go to a hidden `.NAME.part` beside the target, are verified there, and only
   then take the final name. A connection that breaks leaves the `.part`, and the next attempt goes on where it
   stopped if the server can (HTTP Range). Bytes that fail the verification are deleted.
-- **A file that is already in the cache** is verified every time it is read. You may put files there by hand.
+- **A file that is already in the cache** is verified every time it is read. You may put files there by hand, or
+  links to them; nothing is ever written through a link.
+- **Everything is bounded**: what a server sends (`companion.data.retrieval`), and what a file unpacks to.
 
 Nothing is ever unpickled, and archives are read member by member, never unpacked to disk.
 """
@@ -17,35 +19,24 @@ Nothing is ever unpickled, and archives are read member by member, never unpacke
 import gzip
 import hashlib
 import io
+import math
 import os
-import re
 import tarfile
-import zlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from tqdm import tqdm
 
-TIMEOUT = 30.0  # seconds without an answer or a byte, after which a mirror is given up
+from companion.data.retrieval import GivenUpError, Part, transfer
+from companion.errors import CorruptFileError, DataError, DownloadError
+from companion.files import locked
+
 ATTEMPTS = 5  # per mirror, as long as each brings the download forward
-CHUNK = 1 << 16  # bytes
-
-
-class DataError(OSError):
-    """Data is missing, unreachable or not what it should be."""
-
-
-class CorruptFileError(DataError):
-    """A file does not hold the content that was published."""
-
-
-class DownloadError(DataError):
-    """Files are neither in the cache nor to be had from any mirror."""
+# An array of numpy has at most so many dimensions (32 in older versions).
+MAX_DIMENSIONS = 32
 
 
 @dataclass(frozen=True)
@@ -78,6 +69,11 @@ class Resource:
     urls: tuple[str, ...]
     contents: tuple[Content, ...]
     archive_hash: str = ""
+
+    @property
+    def limit(self) -> int:
+        """How many bytes the file can have, packed or not: the contents, what packing may add, small extras."""
+        return sum(content.size for content in self.contents) * 101 // 100 + (1 << 20)
 
 
 @dataclass(frozen=True)
@@ -210,9 +206,14 @@ def parse_idx(data: bytes) -> np.ndarray:
     """
     if len(data) < 4 or data[:3] != b"\x00\x00\x08":
         raise CorruptFileError(f"not an IDX file of bytes: it starts with {data[:4]!r}.")
-    start = 4 + 4 * data[3]
-    shape = tuple(np.frombuffer(data[4:start], dtype=">u4").astype(int))
-    if len(data) != start + int(np.prod(shape)):
+    dimensions, start = data[3], 4 + 4 * data[3]
+    if not 1 <= dimensions <= MAX_DIMENSIONS or len(data) < start:
+        raise CorruptFileError(
+            f"an IDX file cannot have {dimensions} dimensions in {len(data)} bytes."
+        )
+    # Numbers of Python, whose product does not overflow.
+    shape = tuple(int(size) for size in np.frombuffer(data[4:start], dtype=">u4"))
+    if len(data) != start + math.prod(shape):
         raise CorruptFileError(f"an IDX file of shape {shape} cannot have {len(data)} bytes.")
     return np.frombuffer(data, dtype=np.uint8, offset=start).reshape(shape)
 
@@ -345,14 +346,23 @@ def read_verified(path: Path, resource: Resource) -> dict[str, bytes]:
             do.
     """
     remedy = "Delete the file and load again to download it anew, or put a good copy in its place."
-    return _verified(path.read_bytes(), resource, str(path), remedy)
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > resource.limit:
+            raise CorruptFileError(
+                f"{path} has {size:,} bytes, more than the {resource.limit:,} that it can have. {remedy}"
+            )
+        data = file.read(size)
+    return _verified(data, resource, str(path), remedy)
 
 
 def _verified(data: bytes, resource: Resource, label: str, remedy: str) -> dict[str, bytes]:
     """Unpacks bytes in memory and returns the contents by name if they are those that were published."""
     try:
         contents = _unpack(data, resource)
-    except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
+    except MemoryError:
+        raise  # says nothing of the file: what is unpacked is bounded
+    except Exception as error:  # damaged bytes make gzip and tarfile raise what they like
         expected = resource.archive_hash or resource.contents[0].hash
         raise CorruptFileError(
             f"{label} cannot be unpacked ({error}; {_looks_like(data)}). Expected {expected}, "
@@ -387,23 +397,54 @@ def _hash(data: bytes, like: str) -> str:
 
 def _unpack(data: bytes, resource: Resource) -> dict[str, bytes]:
     """Decompresses in memory, reading at most one byte more of each content than it should have."""
+    packed = data[:2] == b"\x1f\x8b"
     if not resource.file.endswith((".tar.gz", ".tgz")):
         content = resource.contents[0]
-        if data[:2] != b"\x1f\x8b":  # no gzip: perhaps already unpacked
+        if not packed:  # perhaps already unpacked
             if len(data) == content.size:
                 return {content.name: data}
             raise OSError("not a gzip file")
         with gzip.GzipFile(fileobj=io.BytesIO(data)) as stream:
             return {content.name: stream.read(content.size + 1)}
+    with gzip.GzipFile(fileobj=io.BytesIO(data)) if packed else io.BytesIO(data) as stream:
+        return _members(_Bounded(stream, resource.limit), resource)
+
+
+def _members(stream: "_Bounded", resource: Resource) -> dict[str, bytes]:
+    """The wanted members of a tar that is read from front to back."""
     wanted = {content.name: content for content in resource.contents}
     contents = {}
-    with tarfile.open(fileobj=io.BytesIO(data), mode="r:*") as archive:
+    with tarfile.open(fileobj=stream, mode="r|") as archive:
         for member in archive:
             content = wanted.get(member.name.rsplit("/", 1)[-1])
             if content is not None and member.isfile() and member.size == content.size:
-                stream = archive.extractfile(member)
-                contents[content.name] = stream.read() if stream else b""
+                file = archive.extractfile(member)
+                contents[content.name] = file.read() if file else b""
+            archive.members.clear()  # or a tar of empty members fills the memory with their names
     return contents
+
+
+class _Bounded:
+    """What a tar is read from: an error ends it after `limit` bytes, however many are asked for.
+
+    One ends it, too, if it is asked again and again at the end: to pass over a member that claims 10²⁴ bytes,
+    `tarfile` would read nothing for ever.
+    """
+
+    def __init__(self, stream: io.BytesIO | gzip.GzipFile, limit: int) -> None:
+        self.stream = stream
+        self.left = limit
+        self.patience = 100
+
+    def read(self, size: int) -> bytes:
+        data = self.stream.read(min(size, self.left + 1))
+        self.left -= len(data)
+        self.patience -= not data
+        if self.left < 0:
+            raise OSError("it unpacks to more than it can hold")
+        if self.patience < 0:
+            raise OSError("it is cut short")
+        return data
 
 
 def _looks_like(data: bytes) -> str:
@@ -427,7 +468,8 @@ def _download(resource: Resource, folder: Path) -> dict[str, bytes]:
     """Fetches one file from its mirrors in turn, verifies it, and gives it its name in the cache."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _one_process_at_a_time(folder / f".{resource.file}.lock"):
+        lock = folder / f".{resource.file}.lock"
+        with locked(lock, message="Another process is downloading the file.", wait=math.inf):
             # Another process may have finished it while this one waited.
             cached = _read_cached(resource, folder, remove_corrupt=True)
             return cached if cached is not None else _from_mirrors(resource, folder)
@@ -440,118 +482,36 @@ def _download(resource: Resource, folder: Path) -> dict[str, bytes]:
 
 
 def _from_mirrors(resource: Resource, folder: Path) -> dict[str, bytes]:
-    part = folder / f".{resource.file}.part"
     failures = []
-    for url in resource.urls:
-        try:
-            contents = _from_mirror(url, part, resource)
-        except DataError as error:
-            failures.append(f"  {url}: {error}")
-            continue
-        os.replace(part, folder / resource.file)
-        return contents
+    with Part(folder / f".{resource.file}.part", resource.limit) as part:
+        for url in resource.urls:
+            try:
+                contents = _from_mirror(url, part, resource)
+            except DataError as error:
+                failures.append(f"  {url}: {error}")
+                continue
+            part.finish(folder / resource.file)
+            return contents
     raise DownloadError(f"{resource.file} could not be downloaded:\n" + "\n".join(failures))
 
 
-def _from_mirror(url: str, part: Path, resource: Resource) -> dict[str, bytes]:
+def _from_mirror(url: str, part: Part, resource: Resource) -> dict[str, bytes]:
     """Completes the partial file from one mirror and verifies it, or deletes what is wrong and raises."""
     failure: DataError | None = None
     for _ in range(ATTEMPTS):
-        before = part.stat().st_size if part.exists() else 0
-        failure = _transfer(url, part, label=resource.file)
-        after = part.stat().st_size if part.exists() else 0
-        if failure is not None and after <= before:
+        before = part.size
+        failure = transfer(url, part, label=resource.file)
+        if isinstance(failure, GivenUpError) or (failure is not None and part.size <= before):
             raise failure  # no progress: this mirror is down
         if failure is not None:
             continue
         try:
-            return _verified(
-                part.read_bytes(), resource, f"{resource.file} as sent", "It was deleted."
-            )
+            return _verified(part.read(), resource, f"{resource.file} as sent", "It was deleted.")
         except CorruptFileError as error:
-            part.unlink()
+            part.cut()
             # What was resumed may have been begun at another mirror that packs differently: once more from
             # the start. What came in one piece is wrong at this mirror.
             if before == 0:
                 raise
             failure = error
     raise failure or DownloadError("gave up")
-
-
-def _transfer(url: str, part: Path, label: str) -> DataError | None:
-    """Appends to the partial file what the server still has; returns what went wrong, if anything."""
-    import pooch
-    import requests
-
-    offset = part.stat().st_size if part.exists() else 0
-    expected_size: list[int] = []
-    answers: list[requests.Response] = []
-
-    with open(part, "ab") as file:
-
-        def on_answer(answer: requests.Response, *args: object, **kwargs: object) -> None:
-            answers.append(answer)
-            start = re.match(r"bytes (\d+)-", answer.headers.get("Content-Range", ""))
-            resumed = answer.status_code == 206 and start is not None and int(start[1]) == offset
-            if answer.status_code in (200, 206):
-                if not resumed:
-                    file.truncate(0)  # the server sends all of it again
-                length = answer.headers.get("Content-Length", "")
-                if length.isdigit() and "Content-Encoding" not in answer.headers:
-                    expected_size.append((offset if resumed else 0) + int(length))
-
-        # A server that compressed once more in transit could not be resumed, hence "identity".
-        headers = {"Accept-Encoding": "identity"} | (
-            {"Range": f"bytes={offset}-"} if offset else {}
-        )
-        # A total is a must, or pooch's question whether there is a bar fails; it is set right by the answer.
-        progress = tqdm(desc=label, total=1, unit="B", unit_scale=True, leave=False)
-        fetch_to = pooch.HTTPDownloader(
-            progressbar=progress,
-            chunk_size=CHUNK,
-            timeout=TIMEOUT,
-            headers=headers,
-            hooks={"response": on_answer},
-        )
-        try:
-            fetch_to(url, file, None)
-        except requests.HTTPError as error:
-            status = error.response.status_code if error.response is not None else 0
-            if (
-                status == 416 and offset
-            ):  # nothing beyond what is there: complete, or not this file at all
-                return None
-            return DownloadError(f"the server answered {status}")
-        except (requests.RequestException, OSError) as error:
-            return DownloadError(_short(error))
-        finally:
-            progress.close()
-            for answer in answers:
-                answer.close()
-    if expected_size and part.stat().st_size < expected_size[-1]:
-        return DownloadError(
-            f"the connection ended after {part.stat().st_size:,} of {expected_size[-1]:,} bytes"
-        )
-    return None
-
-
-def _short(error: Exception) -> str:
-    """The innermost reason of a network error, without the library's wrapping."""
-    cause: BaseException = error
-    while cause.__cause__ or cause.__context__:
-        cause = cause.__cause__ or cause.__context__  # type: ignore[assignment]
-    return f"{type(cause).__name__}: {str(cause)[:200]}"
-
-
-@contextmanager
-def _one_process_at_a_time(path: Path) -> Iterator[None]:
-    """Holds a lock, so that two processes never write to one partial file. On Windows it does nothing."""
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
-    with open(path, "w") as file:
-        # Released when the file is closed. The file stays: removing it would let in two at a time.
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -27,10 +27,9 @@ from torch import Tensor
 
 from companion.data.batch import Batch
 from companion.data.decoding import MAX_PIXELS, decode
-from companion.data.downloads import DataError
 from companion.data.images import ImageDataset, Selection
 from companion.data.places import CAPTIONS, ENDINGS, Place, opened, shown
-from companion.errors import unknown_name
+from companion.errors import DataError, unknown_name
 
 # Bytes of all images together. Whoever comes here has forgotten to give a size.
 MAX_TOTAL = 32_000_000_000

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from companion.data.downloads import DataError
+from companion.errors import DataError
 
 T = TypeVar("T")
 

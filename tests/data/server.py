@@ -1,12 +1,15 @@
 """A small HTTP server that misbehaves on demand."""
 
 import contextlib
+import gzip
 import re
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+HOSTILE = ("endless", "endless chunks", "claims", "encoded", "trickle", "redirect")
 
 
 @dataclass
@@ -24,6 +27,11 @@ class Site:
     - "page": a web page with status 200, as a captive portal sends it;
     - "wrong range": 206 with a part that was not asked for;
     - "hang" and "slow": nothing for a second, or a third of one, and then the file;
+    - "endless", "endless chunks": a body of zeros without end, to the client's loss of patience;
+    - ("claims", n): a Content-Length of n, whatever there is;
+    - "encoded": the file packed once more, as Content-Encoding says;
+    - ("trickle", part): one byte of the "head", of the "body" or of the "chunks" every 20 ms, for two seconds;
+    - ("redirect", url): 302 to there, with an endless body;
     - a number: that status.
     """
 
@@ -31,6 +39,7 @@ class Site:
     plans: dict[str, list] = field(default_factory=dict)
     requests: list[tuple[str, str | None, int]] = field(default_factory=list)
     url: str = ""
+    sent: int = 0  # bytes of endless bodies
 
     def asked(self, path: str) -> list[tuple[str | None, int]]:
         """The Range and the status of each request for a path."""
@@ -59,6 +68,11 @@ class _Handler(BaseHTTPRequestHandler):
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             if status != 200:
                 self.answer(status, b"no")
+                return
+            if how in HOSTILE or (isinstance(how, tuple) and how[0] in HOSTILE):
+                self.site.requests.append((path, self.headers.get("Range"), status))
+                self.close_connection = True
+                self.be_hostile(*(how if isinstance(how, tuple) else (how, None)), data)
                 return
             if how == "page":
                 self.answer(200, b"<!DOCTYPE html><html>Please log in</html>")
@@ -89,6 +103,43 @@ class _Handler(BaseHTTPRequestHandler):
                 )
             else:
                 self.answer(status, body, headers)
+
+    def be_hostile(self, kind: str, detail: object, data: bytes) -> None:
+        head = {
+            "endless": "200 OK\r\nContent-Type: x/y",
+            "endless chunks": "200 OK\r\nTransfer-Encoding: chunked",
+            "claims": f"200 OK\r\nContent-Length: {detail}",
+            "encoded": "200 OK\r\nContent-Encoding: gzip",
+            "trickle": f"200 OK\r\nContent-Length: {len(data)}",
+            "redirect": f"302 Found\r\nLocation: {detail}",
+        }[kind]
+        if (kind, detail) == ("trickle", "chunks"):
+            head = "200 OK\r\nTransfer-Encoding: chunked"
+        whole = f"HTTP/1.1 {head}\r\nConnection: close\r\n\r\n".encode()
+        if (kind, detail) == ("trickle", "head"):
+            self.trickle(whole[:-2] + b"X-Long: " + b"x" * 1000)
+            return
+        self.wfile.write(whole)
+        if kind == "trickle":
+            self.trickle(b"1" * 1000 if detail == "chunks" else data)
+        elif kind == "encoded":
+            self.wfile.write(gzip.compress(data))
+        elif kind == "claims":
+            self.wfile.write(data)
+        else:
+            piece = bytes(1 << 16)
+            if kind == "endless chunks":
+                piece = b"10000\r\n" + piece + b"\r\n"
+            until = time.monotonic() + 20
+            while time.monotonic() < until:
+                self.wfile.write(piece)
+                self.site.sent += len(piece)
+
+    def trickle(self, data: bytes) -> None:
+        for byte in data[:100]:
+            self.wfile.write(bytes([byte]))
+            self.wfile.flush()
+            time.sleep(0.02)
 
     def answer(
         self, status: int, body: bytes, headers: dict | None = None, length: int | None = -1

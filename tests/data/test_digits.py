@@ -88,10 +88,25 @@ def test_all_are_among_the_first_training_images_of_mnist():
     assert not data.is_held_out(data.load("mnist", "test", download=False).images).any()
 
 
-def test_a_changed_file_is_refused(tmp_path, monkeypatch):
-    text = gzip.decompress(digits._embedded_file().read_bytes())
+@pytest.mark.filterwarnings("ignore:string or file could not be read:DeprecationWarning")
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda packed, text: gzip.compress(b"7" + text[1:], compresslevel=1),
+        lambda packed, text: gzip.compress(text + text[-100:], compresslevel=1),
+        lambda packed, text: packed[: len(packed) // 2],
+        lambda packed, text: packed[:1000] + b"junk" + packed[1004:],
+        lambda packed, text: b"",
+        lambda packed, text: b"no gzip",
+        lambda packed, text: gzip.compress(b"grey", compresslevel=1),
+        lambda packed, text: gzip.compress(b"\xff\xfe", compresslevel=1),
+        lambda packed, text: gzip.compress(b"0," * 50_000_000, compresslevel=1),
+    ],
+)
+def test_a_changed_file_is_refused(tmp_path, monkeypatch, change):
+    packed = digits._embedded_file().read_bytes()
     changed = tmp_path / "mnist_5k.csv.gz"
-    changed.write_bytes(gzip.compress(b"7" + text[1:], compresslevel=1))
+    changed.write_bytes(change(packed, gzip.decompress(packed)))
     monkeypatch.setattr(digits, "_embedded_file", lambda: changed)
     digits._all_digits.cache_clear()
     try:

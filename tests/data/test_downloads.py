@@ -8,13 +8,15 @@ import pickle
 import random
 import tarfile
 import threading
+import time
+import tracemalloc
 
 import numpy as np
 import pytest
 import torch
 
 from companion import data
-from companion.data import downloads
+from companion.data import downloads, retrieval
 from companion.data.downloads import (
     Content,
     CorruptFileError,
@@ -130,7 +132,7 @@ def test_the_next_mirror_helps(site, tmp_path, bad):
 
 
 def test_a_hanging_server_is_given_up(site, tmp_path, monkeypatch):
-    monkeypatch.setattr(downloads, "TIMEOUT", 0.2)
+    monkeypatch.setattr(retrieval, "TIMEOUT", 0.2)
     assert get(site, tmp_path, "hang", "ok") == {"blob": CONTENT}
 
 
@@ -265,7 +267,7 @@ def test_an_interrupt_leaves_no_corrupt_file(site, tmp_path, monkeypatch):
     def interrupt(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(downloads.os, "replace", interrupt)
+    monkeypatch.setattr(retrieval.os, "replace", interrupt)
     with pytest.raises(KeyboardInterrupt):
         get(site, tmp_path, "ok")
     assert visible(tmp_path) == []
@@ -283,6 +285,150 @@ def test_two_at_a_time_download_once(site, tmp_path):
         thread.join()
     assert answers == [{"blob": CONTENT}] * 4
     assert len(site.requests) == 1
+
+
+# --- Hostile servers --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["endless", "endless chunks"])
+def test_an_endless_body_is_read_no_further_than_the_file_can_be(site, tmp_path, how):
+    limit = resource("x").limit
+    assert len(CONTENT) < limit < 4 * len(CONTENT)
+    with pytest.raises(DownloadError, match=f"it sends more than the {limit:,} bytes"):
+        get(site, tmp_path, how)
+    assert site.sent < limit + 20_000_000  # what the system keeps between the two
+    assert len(site.asked(f"/0/{FILE}")) == 1, "it is not asked again"
+    assert all(path.stat().st_size <= limit for path in tmp_path.iterdir())
+    assert get(site, tmp_path, how, "ok") == {"blob": CONTENT}
+
+
+def test_a_body_that_claims_to_be_too_long_is_not_begun(site, tmp_path):
+    with pytest.raises(DownloadError, match="it has 300,000,000 bytes, more than"):
+        get(site, tmp_path, ("claims", 300_000_000))
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("claim", ["abc", "-7", "9" * 30, "1e3", "٣"])
+def test_a_senseless_length_harms_nothing(site, tmp_path, claim):
+    claim = claim.encode().decode("latin-1")
+    assert get(site, tmp_path, ("claims", claim), "ok") == {"blob": CONTENT}
+
+
+def test_a_body_that_is_encoded_once_more_is_refused(site, tmp_path):
+    with pytest.raises(DownloadError, match="Content-Encoding: gzip"):
+        get(site, tmp_path, "encoded")
+    assert os.listdir(tmp_path) == []
+    assert get(site, tmp_path, "encoded", "ok") == {"blob": CONTENT}
+
+
+@pytest.mark.parametrize("part", ["head", "body", "chunks"])
+def test_a_trickle_ends(site, tmp_path, monkeypatch, part):
+    monkeypatch.setattr(retrieval, "GRACE", 0.3)
+    monkeypatch.setattr(retrieval, "LOOK", 0.05)
+    start = time.monotonic()
+    with pytest.raises(DownloadError, match=r"it is too slow: [0-9]+ bytes in [01] seconds"):
+        get(site, tmp_path, ("trickle", part))
+    assert time.monotonic() - start < 1.9, "before the server ends it"
+    assert len(site.asked(f"/0/{FILE}")) == 1, "it is not asked again"
+    before = [path.read_bytes() for path in tmp_path.iterdir()]
+    assert get(site, tmp_path, ("trickle", part), "ok") == {"blob": CONTENT}
+    assert before in ([], [PACKED[: len(b"".join(before))]])
+    assert (tmp_path / FILE).read_bytes() == PACKED
+
+
+def test_a_stopped_transfer_writes_nothing_more(tmp_path):
+    with retrieval.Part(tmp_path / "part", 100) as part:
+        attempt = retrieval._Transfer("http://127.0.0.1:9/", part, "x")
+        attempt.write(b"one")
+        attempt.stop()
+        with pytest.raises(retrieval.GivenUpError):
+            attempt.write(b"two")
+        assert part.read() == b"one"
+
+
+def test_a_redirect_is_followed_and_its_body_left(site, tmp_path):
+    site.files[f"/there/{FILE}"] = PACKED
+    answer = get(site, tmp_path, ("redirect", f"{site.url}/there/{FILE}"))
+    assert answer == {"blob": CONTENT}
+    assert site.sent < 20_000_000
+    (tmp_path / FILE).unlink()
+    assert get(site, tmp_path, ("redirect", f"/there/{FILE}")) == {"blob": CONTENT}, "relative"
+
+
+@pytest.mark.parametrize("target", [f"/0/{FILE}", "file:///etc/passwd", "", "http://", "ftp://x/y"])
+def test_a_redirect_that_leads_nowhere_ends(site, tmp_path, target):
+    with pytest.raises(DownloadError, match="could not be downloaded"):
+        get(site, tmp_path, ("redirect", target))
+    assert os.listdir(tmp_path) == []
+    assert len(site.requests) <= 6
+
+
+# --- What is left in the cache, and what was planted there ------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "bad", [404, "corrupt", "page", "encoded", ("claims", 300_000_000), ("drop", 0)]
+)
+def test_a_failed_download_leaves_nothing(site, tmp_path, bad):
+    with pytest.raises(DownloadError):
+        get(site, tmp_path, bad)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_broken_download_leaves_what_can_be_resumed_and_nothing_else(site, tmp_path):
+    with pytest.raises(DownloadError):
+        get(site, tmp_path, [("drop", 150_000), 503])
+    assert os.listdir(tmp_path) == [f".{FILE}.part"]
+    content = (tmp_path / f".{FILE}.part").read_bytes()
+    assert 0 < len(content) <= 150_000
+    assert PACKED.startswith(content)
+
+
+@pytest.mark.parametrize("name", [f".{FILE}.part", f".{FILE}.lock"])
+@pytest.mark.parametrize("how", ["symbolic link", "hard link"])
+def test_planted_links_are_not_followed(site, tmp_path, name, how):
+    cache, theirs = tmp_path / "cache", tmp_path / "theirs"
+    cache.mkdir()
+    theirs.write_bytes(b"precious")
+    (os.symlink if how == "symbolic link" else os.link)(theirs, cache / name)
+    with pytest.raises(
+        DownloadError, match=f"{name} is a symbolic link or no plain file. Remove it"
+    ):
+        get(site, cache, "ok")
+    assert theirs.read_bytes() == b"precious"
+    assert site.requests == []
+    (cache / name).unlink()
+    assert get(site, cache, "ok") == {"blob": CONTENT}
+
+
+def test_a_link_to_a_good_copy_is_read_and_one_to_a_bad_copy_is_replaced(site, tmp_path):
+    cache, good, bad = tmp_path / "cache", tmp_path / "good.gz", tmp_path / "bad.gz"
+    cache.mkdir()
+    good.write_bytes(PACKED)
+    bad.write_bytes(b"precious")
+    (cache / FILE).symlink_to(good)
+    assert get(site, cache, 404) == {"blob": CONTENT}
+    (cache / FILE).unlink()
+    (cache / FILE).symlink_to(bad)
+    assert get(site, cache, "ok") == {"blob": CONTENT}
+    assert bad.read_bytes() == b"precious"
+    assert not (cache / FILE).is_symlink()
+
+
+def test_a_cached_file_that_is_far_too_large_is_not_read(tmp_path):
+    with open(tmp_path / FILE, "wb") as file:
+        file.truncate(10**12)  # a file with a hole: it takes no room
+    with pytest.raises(CorruptFileError, match="has 1,000,000,000,000 bytes, more than the"):
+        fetch([resource("http://nowhere.invalid/")], tmp_path, download=False)
+
+
+def test_a_file_in_the_cache_has_the_permissions_of_the_umask(site, tmp_path):
+    before = os.umask(0o027)
+    try:
+        get(site, tmp_path, "ok")
+    finally:
+        os.umask(before)
+    assert (tmp_path / FILE).stat().st_mode & 0o777 == 0o640
 
 
 def test_a_folder_that_cannot_be_written(site, tmp_path):
@@ -382,6 +528,83 @@ def test_the_pickled_cifar_is_refused_without_being_opened(site, tmp_path, monke
     assert not (tmp_path / "exploded").exists()
 
 
+def tar(members, kind="w:gz", **options):
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode=kind, **options) as archive:
+        for name, content in members:
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return packed.getvalue()
+
+
+def as_cifar(cache, source, content):
+    """Reads bytes that lie in the cache as CIFAR's archive."""
+    cache.mkdir(exist_ok=True)
+    (cache / "cifar.tar.gz").write_bytes(content)
+    return fetch(source.splits["train"], cache, download=False)
+
+
+def test_archives_of_other_kinds_are_corrupt_files(site, tmp_path):
+    source, parts = small_cifar(site)
+    members = [(f"x/{name}", part.astype(np.uint8).tobytes()) for name, part in parts.items()]
+    wanted = {name.split("/")[1]: content for name, content in members}
+    for kind in ("w:gz", "w"):
+        assert as_cifar(tmp_path / "c", source, tar(members, kind)) == wanted
+    for kind in ("w:xz", "w:bz2"):
+        with pytest.raises(CorruptFileError):
+            as_cifar(tmp_path / "c", source, tar(members, kind))
+
+
+def header(**changes):
+    """The head of a tar's member with fields changed, its checksum right."""
+    member = tarfile.TarInfo("cifar/data_batch_1.bin")
+    block = bytearray(member.tobuf(tarfile.GNU_FORMAT))
+    for place, content in changes.values():
+        block[place : place + len(content)] = content
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block)
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        header(size=(124, b"\xff" * 12)),  # below zero
+        header(size=(124, b"\x80" + b"\xff" * 11)),  # beyond every number
+        header(size=(124, b"77777777777\0")),  # 8 GB
+        header(size=(124, b"77777777777\0"), kind=(156, b"x")),  # 8 GB of names
+        header(size=(124, b"77777777777\0"), kind=(156, b"L")),
+        header(size=(124, b"00000000007\0"), kind=(156, b"x"))
+        + b"99 a=\n\xff\xff".ljust(512, b"\0"),
+        header(size=(124, b"00000000010\0"), kind=(156, b"x")) + b"8 size=x".ljust(512, b"\0"),
+        header(kind=(156, b"S"), sparse=(386, b"\xff" * 100)),
+        header(mode=(100, b"zzzzzzz\0")),
+        header(name=(0, b"\xff\xfe\0")),
+    ],
+)
+@pytest.mark.parametrize("rest", [0, 50_000_000])
+def test_damaged_heads_of_members_are_corrupt_files(site, tmp_path, block, rest):
+    source, _ = small_cifar(site)
+    bomb = gzip.compress(block + bytes(rest), compresslevel=1)
+    tracemalloc.start()
+    with pytest.raises(CorruptFileError):
+        as_cifar(tmp_path / "c", source, bomb)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8_000_000
+
+
+def test_a_damaged_archive_is_removed_and_fetched_anew(site, tmp_path, monkeypatch):
+    source, _ = small_cifar(site)
+    monkeypatch.setitem(downloads.SOURCES, "cifar10", source)
+    (tmp_path / "cifar10").mkdir()
+    for damaged in (b"\xfd7zXZ\0junk", b"BZhjunk", gzip.compress(b"\xff" * 2000), b"", bytes(2000)):
+        (tmp_path / "cifar10" / "cifar.tar.gz").write_bytes(damaged)
+        assert len(data.load("cifar10", root=tmp_path)) == 14
+        assert (tmp_path / "cifar10" / "cifar.tar.gz").read_bytes() == site.files["/cifar.tar.gz"]
+
+
 def test_offline_and_not_cached_names_every_file(tmp_path, monkeypatch):
     source = downloads.SOURCES["fashion_mnist"]
     dead = {
@@ -417,7 +640,17 @@ def test_where_the_cache_is(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "bad", [b"", b"\x00\x00\x0d\x01", idx(np.zeros((2, 3, 3)))[:-1], b"\x89PNG\r\n"]
+    "bad",
+    [
+        b"",
+        b"\x00\x00\x0d\x01",
+        idx(np.zeros((2, 3, 3)))[:-1],
+        b"\x89PNG\r\n",
+        b"\x00\x00\x08\x00x",
+        b"\x00\x00\x08\x03\x00\x00",
+        b"\x00\x00\x08\x04" + b"\x80\x00\x00\x00" * 4,  # 2¹²⁴ bytes, 0 in 64 bits
+        b"\x00\x00\x08\xff" + b"\x00\x00\x00\x01" * 255 + b"x",
+    ],
 )
 def test_foreign_idx_files(bad):
     with pytest.raises(CorruptFileError, match="IDX"):
