@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import inspect
 import re
 import types
 import typing
@@ -51,15 +52,17 @@ def flags_of(instance: Any, hidden: Iterable[str] = ()) -> list[Flag]:
 
 
 def described(kind: type) -> dict[str, str]:
-    """Returns what the docstrings of a class and its bases say of each attribute, or of each argument."""
+    """Returns what the docstrings of a class and its bases say of each attribute."""
     found: dict[str, str] = {}
     for base in reversed(kind.__mro__):
-        part = re.search(
-            r"^ *(?:Attributes|Args):\n(.*?)(?:\n\s*\n|\Z)", base.__doc__ or "", re.M | re.S
-        )
-        text = part[1] if part else ""
-        for name, words in re.findall(r"^    {1,2}? *(\w+): (.*(?:\n {7,}.*)*)", text, re.M):
-            found[name] = " ".join(words.split())
+        _, _, section = inspect.cleandoc(base.__doc__ or "").partition("Attributes:\n")
+        name = ""
+        for line in section.partition("\n\n")[0].splitlines():
+            start = re.match(r"    (\w+): (.*)", line)
+            if start:
+                name, found[start[1]] = start[1], start[2]
+            elif name:
+                found[name] += " " + line.strip()
     return found
 
 
@@ -84,7 +87,9 @@ def _choices(kind: Any) -> list[Any]:
 
 def _metavar(kind: Any) -> str:
     words = {int: "INT", float: "FLOAT", str: "TEXT", Path: "PATH", type(None): "none"}
-    names = [words[one] for one in _one_of(kind) if one in words]
+    parts = _one_of(kind)
+    # Where there may be any number, a whole one may be too.
+    names = [words[one] for one in parts if one in words and (one is not int or float not in parts)]
     return "|".join([*map(str, _choices(kind)), *names])
 
 
@@ -107,8 +112,8 @@ def value_of(text: str, flag: Flag) -> Any:
         listed = ", ".join(map(str, choices)) + (", none" if optional else "")
         raise UsageError(f"{flag.name} is one of {listed}; got {text!r}.{hint}")
     wanted: dict[Any, tuple[Callable[[str], Any], str]] = {
-        int: (int, "whole number"),
         float: (float, "number"),
+        int: (int, "whole number"),
         Path: (Path, "path"),
         str: (str, "text"),
     }
