@@ -93,6 +93,14 @@ def moments_of(optimiser: torch.optim.Optimizer) -> dict[str, Any]:
     return {"moments": state["state"], "groups": groups}
 
 
+def _numbers(groups: Any) -> list[list[int]] | None:
+    """Returns lists of whole numbers, or None for anything else, which need not be comparable."""
+    whole = isinstance(groups, list) and all(
+        isinstance(group, list) and all(type(number) is int for number in group) for group in groups
+    )
+    return groups if whole else None
+
+
 def check_moments(found: Any, optimiser: torch.optim.Optimizer, phase: str) -> None:
     """Raises `StateError` unless saved moments fit an optimiser's parameters.
 
@@ -106,7 +114,7 @@ def check_moments(found: Any, optimiser: torch.optim.Optimizer, phase: str) -> N
     moments = found["moments"]
     parameters = [p for group in optimiser.param_groups for p in group["params"]]
     require(
-        found["groups"] == moments_of(optimiser)["groups"]
+        _numbers(found["groups"]) == moments_of(optimiser)["groups"]
         and isinstance(moments, Mapping)
         and set(moments) <= set(range(len(parameters))),
         f"the saved {what} has other parameters",

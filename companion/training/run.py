@@ -218,6 +218,15 @@ def _replan(planned: Any, settings: TrainingSettings, done: int, folder: Path) -
         )
 
 
+def _is_json(value: Any) -> bool:
+    """Whether a value holds no tensors, so that it can be compared."""
+    try:
+        json.dumps(value)
+    except TypeError:
+        return False
+    return True
+
+
 def _check(saved: Mapping[str, Any], step: int) -> None:
     """Raises `StateError` if a state is not one that a run has saved."""
     parts = {
@@ -239,8 +248,10 @@ def _check(saved: Mapping[str, Any], step: int) -> None:
             isinstance(plan, list) and len(plan) == 2 and all(type(n) is int for n in plan)
             for plan in saved["plans"]
         )
-        and saved["training"].get("step") == step
+        and type(saved["training"].get("step")) is int
+        and saved["training"]["step"] == step
         and type(saved["fingerprint"].get("steps")) is int
+        and _is_json(saved["fingerprint"])
     )
     if not right:
         raise StateError(f"{state_path(Path(), step).name!r} holds no state of a run.")

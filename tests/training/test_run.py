@@ -485,6 +485,8 @@ def test_a_state_of_something_else_is_named(worker, folder):
         state | {"seconds": -1.0},
         state | {"averages": {"sums": {"loss": 1.0}, "counts": {}}},
         state | {"plans": []},
+        state | {"fingerprint": state["fingerprint"] | {"seed": torch.zeros(2)}},
+        state | {"training": state["training"] | {"step": torch.zeros(2)}},
         state | {"training": state["training"] | {"step": 1}},
     ):
         save_state(folder, 2, odd)

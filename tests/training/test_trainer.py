@@ -335,6 +335,9 @@ WRONG = {
     "another type": lambda parent, key: parent.__setitem__(
         key, parent[key].double() if isinstance(parent[key], torch.Tensor) else 1.5
     ),
+    "a list of tensors": lambda parent, key: parent.__setitem__(
+        key, [torch.zeros(2), [torch.ones(2)]]
+    ),
     "one more": lambda parent, key: parent.__setitem__("more", 1),
 }
 
