@@ -103,7 +103,6 @@ def table(
     Raises:
         TypeError: for an array or a tensor with dimensions.
         ValueError: for no rows, a column without a name, rows that differ in their columns, a format for no
-            column, or one for
-            whole numbers where a number is not whole.
+            column, or one for whole numbers where a number is not whole.
     """
     return Table(rows, caption=caption, formats=formats)

@@ -13,7 +13,7 @@ import torch
 
 from companion.display import slider
 
-pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
 
 BUILT = Path(__file__).resolve().parents[2] / "_build" / "html"
 PAGES = sorted(
