@@ -14,6 +14,7 @@ mutations = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(mutations)
 
 
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("fuzz", ["fuzz_cards", "fuzz_weights"])
 def test_ten_thousand_damaged_files(tmp_path, fuzz):
     save_checkpoint(DigitCNN(DigitCNNConfig(width=1)), Card(name="small"), tmp_path)
