@@ -130,7 +130,7 @@ def test_pictures_of_one_s_own(tmp_path):
     assert (len(parts.train), len(parts.held_out)) == (2, 1)
     assert not rows(parts.train) & rows(parts.held_out)
     assert (parts.train.split, parts.held_out.split) == ("train", "validation")
-    with pytest.raises(ValueError, match="20×30.*--image-size 20"):
+    with pytest.raises(ValueError, match=r"20×30.*--image-size 20"):
         recipe.config(Splits(recipe.replace(image_size=None)).train)
 
 
@@ -351,7 +351,7 @@ def test_the_checkpoint_is_there_before_it_is_measured(problem, tmp_path, monkey
         raise problem
 
     monkeypatch.setattr(DigitCNNRecipe, "evaluate", broken)
-    with pytest.raises(Unmeasured, match="the training is complete.*companion evaluate") as found:
+    with pytest.raises(Unmeasured, match=r"the training is complete.*companion evaluate") as found:
         make_checkpoint(SMALL, "mine", tmp_path, progress=False)
     assert found.value.stopped == isinstance(problem, KeyboardInterrupt)
     assert found.value.path == tmp_path / "mine.safetensors"
