@@ -3,8 +3,8 @@
     python book/tools/remeasure.py                  all of them
     python book/tools/remeasure.py vae gan          these
 
-On the CPU and in float32. `--root` or $COMPANION_DATA names a folder that has MNIST, whose own test digits are measured as
-well; without it nothing is measured.
+On the CPU and in float32. `--root` or $COMPANION_DATA names a folder that has MNIST, whose own test digits are
+measured as well; without it nothing is measured.
 """
 
 from __future__ import annotations

@@ -49,7 +49,8 @@ class CompareOptions:
 ABOUT = """Compares two sets of images: FID, KID, precision, recall and Inception Score, each with an error bar.
 
 REAL and FAKE are each a folder or zip of images, a data set's split (digits/test, mnist/train), the name of a
-checkpoint that ships, the folder of a run, or a .safetensors file with its card beside it; from a checkpoint samples are drawn.
+checkpoint that ships, the folder of a run, or a .safetensors file with its card beside it; from a checkpoint samples
+are drawn.
 
 example: companion compare digits/test gan --json numbers.json"""
 

@@ -221,12 +221,18 @@ class Splits:
     def _load(self, data: str, split: str) -> ImageDataset:
         if not is_path(data):
             return load(data, split, root=self.root)
-        found = folder(
-            data,
-            on_error="skip" if self.recipe.skip_bad_images else "raise",
-            size=self.recipe.image_size,
-            channels=self.recipe.channels,
-        )
+        try:
+            found = folder(
+                data,
+                on_error="skip" if self.recipe.skip_bad_images else "raise",
+                size=self.recipe.image_size,
+                channels=self.recipe.channels,
+            )
+        except ValueError as error:
+            if self.recipe.image_size is not None or "size=" not in str(error):
+                raise
+            # `folder` tells its own argument; whoever trains has another, and a flag.
+            raise ValueError(f"{error} For a recipe: image_size=32 (--image-size 32).") from error
         return dataclasses.replace(found, split=split)
 
     @cached_property

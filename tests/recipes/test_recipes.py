@@ -1,33 +1,31 @@
 """Recipes: what goes into a training set, what the cards of the checkpoints say, and checkpoints from Python."""
 
 import json
-import math
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from companion import recipes
 from companion.checkpoints import checkpoint_names, load_card, load_checkpoint
-from companion.data import ImageDataset, load
-from companion.metrics.digit_cnn import DigitCNN
+from companion.data import DATASETS, ImageDataset, load
+from companion.gan import GANConfig
 from companion.recipes import (
     RECIPES,
     DigitCNNRecipe,
     Interrupted,
-    Recipe,
-    finite,
+    Splits,
+    Unmeasured,
+    VAERecipe,
     make_checkpoint,
-    network_of,
     recipe_of,
     without_held_out,
 )
+from companion.recipes.base import FROM_DATA
 from companion.training import Outcome, RunError
-from companion.vae_gan import VAEGAN
 
-SMALL = DigitCNNRecipe(data="digits", steps=3, batch_size=16, width=4)
+SMALL = DigitCNNRecipe().replace(data="digits", steps=3, batch_size=16, width=4)
 
 
 @pytest.fixture(scope="module")
@@ -79,19 +77,25 @@ def test_mnist_comes_without_the_held_out_digits(digits, held_out, monkeypatch, 
         asked.append((name, split, root))
         return held_out if name == "digits" else mixed(digits, held_out)
 
-    monkeypatch.setattr(recipes, "load", small)
-    recipe = DigitCNNRecipe()
-    assert rows(recipe.training_data(tmp_path)) == rows(digits[:300])
+    monkeypatch.setattr("companion.recipes.base.load", small)
+    splits = Splits(DigitCNNRecipe(), tmp_path)
+    assert rows(splits.train) == rows(digits[:300])
     assert asked == [("mnist", "train", tmp_path)]
-    assert recipe.held_out(tmp_path) is held_out
-    assert recipe.full_test(tmp_path) is not None
+    assert splits.held_out is held_out
+    assert splits.full_test is not None
     assert asked[-1] == ("mnist", "test", tmp_path)
+    count = len(asked)
+    assert splits.train is splits.train
+    assert splits.tests == [held_out, splits.full_test]
+    assert len(asked) == count  # nothing is loaded twice
 
 
 def test_embedded_digits_are_trained_and_measured_apart(digits, held_out):
-    assert SMALL.training_data().sha256 == digits.sha256
-    assert SMALL.held_out().sha256 == held_out.sha256
-    assert SMALL.full_test() is None
+    splits = Splits(SMALL)
+    assert splits.train.sha256 == digits.sha256
+    assert splits.held_out.sha256 == held_out.sha256
+    assert splits.full_test is None
+    assert splits.classes == tuple("0123456789")
 
 
 def test_other_data_sets_are_measured_on_their_test_split(monkeypatch, digits):
@@ -101,30 +105,84 @@ def test_other_data_sets_are_measured_on_their_test_split(monkeypatch, digits):
         asked.append((name, split))
         return digits[:5]
 
-    monkeypatch.setattr(recipes, "load", small)
-    recipe = DigitCNNRecipe(data="fashion_mnist")
-    recipe.training_data()
-    recipe.held_out()
+    monkeypatch.setattr("companion.recipes.base.load", small)
+    splits = Splits(DigitCNNRecipe(data="fashion_mnist"))
+    assert len(splits.train) == len(splits.held_out) == 5
     assert asked == [("fashion_mnist", "train"), ("fashion_mnist", "test")]
-    assert recipe.full_test() is None
+    assert splits.full_test is None
+    assert len(Splits(DigitCNNRecipe(test_data="cifar10")).tests) == 1
+    assert asked[-1] == ("cifar10", "test")
 
 
 def test_pictures_of_one_s_own(tmp_path):
     for i in range(3):
         pixels = np.full((20, 30, 3), 80 * i, dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / f"{i}.png")
-    recipe = DigitCNNRecipe(data=str(tmp_path), image_size=16, channels=3)
-    assert recipe.training_data().images.shape == (3, 3, 16, 16)
-    assert replace(recipe, channels=1).training_data().images.shape == (3, 1, 16, 16)
-    assert recipe.held_out().split == "all"
-    assert recipe.full_test() is None
+    recipe = VAERecipe(data=str(tmp_path), image_size=16, channels=3)
+    splits = Splits(recipe)
+    assert splits.train.images.shape == (3, 3, 16, 16)
+    assert Splits(recipe.replace(channels=1)).train.images.shape == (3, 1, 16, 16)
+    assert Splits(recipe.replace(channels=None, image_size=None)).train.images.shape[2:] == (20, 30)
+    assert splits.held_out is splits.train
+    assert splits.train.split == "train"
+    assert splits.full_test is None
+    parts = Splits(recipe.replace(validation=0.3))
+    assert (len(parts.train), len(parts.held_out)) == (2, 1)
+    assert not rows(parts.train) & rows(parts.held_out)
+    assert (parts.train.split, parts.held_out.split) == ("train", "validation")
+    with pytest.raises(ValueError, match=r"20×30.*--image-size 20"):
+        recipe.config(Splits(recipe.replace(image_size=None)).train)
 
 
 @pytest.mark.parametrize("name", ["minst", "digit", "pictures"])
 def test_unknown_data_are_named_with_the_nearest(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=f"unknown data '{name}'.*Known: cifar10, digits"):
-        DigitCNNRecipe(data=name).training_data()
+        Splits(DigitCNNRecipe(data=name))
+    with pytest.raises(ValueError, match=f"unknown data '{name}'"):
+        Splits(DigitCNNRecipe(test_data=name))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"validation": 1.0}, "validation must be a finite number"),
+        ({"validation": 0.1, "data": "./a", "test_data": "digits"}, "give one of them"),
+        ({"validation": 0.1}, "'mnist' has a test split"),
+        ({"image_size": 0}, "image_size must be a whole number"),
+        ({"widht": 3}, "unknown setting 'widht'. Did you mean 'width'"),
+        ({"width": -1}, "width must be a whole number"),
+        ({"steps": 0}, "steps must be at least 1"),
+    ],
+)
+def test_settings_that_cannot_be(settings, message):
+    with pytest.raises(ValueError, match=message):
+        DigitCNNRecipe().replace(**settings)
+
+
+def test_a_network_of_another_kind():
+    with pytest.raises(TypeError, match="GANConfig"):
+        DigitCNNRecipe(network=GANConfig())
+
+
+def test_settings_wait_for_the_size_of_the_images():
+    """Patches of 8 pixels do not tile the 28 of the place-holder, but the 32 of the data."""
+    recipe = RECIPES["masked-autoencoder"].replace(patch=8)
+    images = torch.zeros(20, 3, 32, 32, dtype=torch.uint8)
+    labels = torch.zeros(20, dtype=torch.int64)
+    data = ImageDataset(images=images, labels=labels, classes=("a",), name="n", split="train")
+    config = recipe.config(data)
+    assert (config.channels, config.size, config.patch) == (3, 32, 8)
+    with pytest.raises(ValueError, match="patch"):
+        recipe.config(replace(data, images=images[:, :, :28, :28]))
+
+
+def test_a_network_too_large_for_the_memory(digits, monkeypatch):
+    monkeypatch.setattr("companion.recipes.base.memory_of", lambda device: 2**20)
+    with pytest.raises(ValueError, match=r"102,826 parameters.*2\.0 MiB|102,826 parameters.*GiB"):
+        DigitCNNRecipe().objective(digits)
+    monkeypatch.setattr("companion.recipes.base.memory_of", lambda device: 2**22)
+    DigitCNNRecipe().objective(digits)
 
 
 # --- The recipes and the checkpoints that ship --------------------------------------------------------------------
@@ -142,40 +200,26 @@ def test_every_recipe_builds_the_same_network_each_time(name, digits):
     assert any(not torch.equal(a[key], other[key]) for key in a)
 
 
-def test_a_network_has_the_settings_of_its_recipe(digits):
-    recipe = replace(RECIPES["vae-gan"], encoder_width=4, likeness=3.0, beta=0.5, latent=5)
-    network = network_of(VAEGAN, recipe, digits, precision=recipe.likeness)
-    assert (network.encoder_width, network.beta, network.latent) == (4, 0.5, 5)
-    assert (network.channels, network.size) == (1, 28)
-    assert network.precision == 3.0  # and not the arithmetic's, which every recipe has
-
-
-def test_an_argument_that_no_recipe_records_is_refused(digits):
-    with pytest.raises(TypeError, match="DigitCNNRecipe has no classes for DigitCNN"):
-        network_of(DigitCNN, SMALL, digits)
-    with pytest.raises(TypeError, match="unexpected keyword argument 'classses'"):
-        network_of(DigitCNN, SMALL, digits, classes=10, classses=9)
-
-
 @pytest.mark.parametrize("name", list(RECIPES))
-def test_every_recipe_survives_its_card(name, digits):
-    """Settings and the network's arguments go through JSON and come back."""
+def test_names_of_settings_are_unique(name):
+    """On the command line they stand side by side, with the options of the run."""
+    from companion.cli.train import TrainOptions
+
     recipe = RECIPES[name]
-    network = recipe.objective(digits[:2]).network
-    config = json.loads(json.dumps(recipes._config(network), allow_nan=False))
-    again = type(network)(**config)
-    assert {k: v.shape for k, v in again.state_dict().items()} == {
-        k: v.shape for k, v in network.state_dict().items()
-    }
-    settings = json.loads(json.dumps({"name": name} | asdict(recipe)))
-    assert recipe_of(replace(load_card("digit-cnn"), recipe=settings)) == recipe
+    own = {f.name for f in fields(recipe)} - {"network"}
+    inner = {f.name for f in fields(recipe.network)} - set(FROM_DATA)
+    run = {f.name for f in fields(TrainOptions())}
+    assert not own & inner
+    assert not (own | inner) & run
+    assert set(recipe.settings()) == own | inner
 
 
 @pytest.mark.parametrize("name", list(RECIPES))
-def test_every_recipe_documents_its_settings(name):
-    own = [f.name for f in fields(RECIPES[name]) if f.name not in {g.name for g in fields(Recipe)}]
-    for field in own:
-        assert f"    {field}: " in type(RECIPES[name]).__doc__
+def test_every_recipe_survives_its_card(name):
+    """Settings go through JSON and come back."""
+    recipe = RECIPES[name]
+    settings = json.loads(json.dumps({"name": name} | recipe.settings()))
+    assert recipe_of(replace(load_card("digit-cnn"), recipe=settings)) == recipe
 
 
 @pytest.mark.parametrize("name", checkpoint_names())
@@ -183,7 +227,10 @@ def test_the_card_names_today_s_recipe(name):
     """Whoever changes a recipe has to train again."""
     card = load_card(name)
     recipe = recipe_of(card)
-    assert recipe == RECIPES[name]
+    # What the card says of images of one's own, and of the machine's precision, says nothing about these weights.
+    assert recipe.data in DATASETS
+    same = recipe.replace(precision="auto", image_size=None, channels=None)
+    assert same == RECIPES[name]
     assert card.steps == recipe.steps
     assert card.data["held out"] == "digits/test"
 
@@ -200,7 +247,7 @@ def test_no_shipped_checkpoint_saw_a_held_out_digit(name, held_out):
         except OSError as error:
             pytest.skip(f"MNIST is neither cached nor in $COMPANION_DATA: {error}")
         assert card.data["images"] == 59_000
-    kept = recipe.training_data()
+    kept = Splits(recipe).train
     assert not rows(kept) & rows(held_out)
     assert len(kept) == card.data["images"]
     assert kept.sha256 == card.data["sha256"]
@@ -212,20 +259,22 @@ def test_no_shipped_checkpoint_saw_a_held_out_digit(name, held_out):
 def test_three_lines_make_a_checkpoint(tmp_path, held_out):
     card = make_checkpoint(SMALL, "mine", tmp_path, progress=False, log_every=1)
     assert card == load_card(tmp_path / "mine.safetensors")
-    assert card.recipe == {"name": "digit-cnn"} | asdict(SMALL)
+    assert card.recipe == {"name": "digit-cnn"} | SMALL.settings()
     assert recipe_of(card) == SMALL
     assert card.data["images"] == 4000
     assert card.data["held out sha256"] == held_out.sha256
-    assert set(card.metrics) == {"training loss", "digits/test accuracy"}
+    assert {m.label for m in card.measurements} == {"training loss", "digits/test: accuracy"}
+    assert card.evaluation == {"samples": 1000, "seed": 0, "batch_size": 100}
+    assert card.precision == ("bf16-mixed" if torch.cuda.is_available() else "32-true")
     network = load_checkpoint(tmp_path / "mine.safetensors")
-    assert network.width == 4
+    assert network.config.width == 4
     # Measured as it is stored, in half precision.
     right = (network(held_out.floats()).argmax(dim=1) == held_out.labels).double().mean()
-    assert card.metrics["digits/test accuracy"] == pytest.approx(float(right), abs=0.002)
+    assert card.value("accuracy") == pytest.approx(float(right), abs=0.002)
 
 
 def test_the_average_of_the_weights_is_what_is_stored(tmp_path):
-    recipe = replace(SMALL, ema=0.9)
+    recipe = SMALL.replace(ema=0.9)
     make_checkpoint(SMALL, "a", tmp_path / "a", progress=False)
     make_checkpoint(recipe, "b", tmp_path / "b", progress=False)
     a, b = (load_checkpoint(tmp_path / n / f"{n}.safetensors").state_dict() for n in "ab")
@@ -241,7 +290,9 @@ def test_a_second_run_in_the_same_folder_is_refused(tmp_path):
 
 
 def test_an_interrupted_training_raises(tmp_path, monkeypatch):
-    monkeypatch.setattr(recipes, "run", lambda *_, **__: Outcome(2, 3, 0.1, {}, signal=15))
+    monkeypatch.setattr(
+        "companion.recipes.making.run", lambda *_, **__: Outcome(2, 3, 0.1, {}, signal=15)
+    )
     with pytest.raises(Interrupted, match="Stopped at step 2 of 3") as stop:
         make_checkpoint(SMALL, "mine", tmp_path)
     assert (stop.value.step, stop.value.signal) == (2, 15)
@@ -256,9 +307,55 @@ def test_a_card_of_an_unknown_recipe(tmp_path):
 
 def test_settings_of_former_days_are_left_out():
     card = replace(load_card("digit-cnn"), recipe={"name": "digit-cnn", "epochs": 8, "width": 7})
-    assert recipe_of(card) == DigitCNNRecipe(width=7)
+    assert recipe_of(card) == DigitCNNRecipe().replace(width=7)
 
 
-def test_only_finite_numbers_reach_a_card():
-    found = finite({"a": 1.0, "b": math.inf, "c": math.nan})
-    assert found == {"a": 1.0, "b": None, "c": None}
+def test_a_card_that_names_no_recipe():
+    with pytest.raises(ValueError, match="the card of 'digit-cnn' names no recipe"):
+        recipe_of(replace(load_card("digit-cnn"), recipe={}))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "options", "message"),
+    [
+        (SMALL, {"samples": 5}, "samples must be at least 10, got 5"),
+        (SMALL.replace(test_data="cifar10"), {}, "colour 32×32"),
+        (RECIPES["autoencoder"].replace(data="digits", parts=1000), {}, None),
+    ],
+)
+def test_what_cannot_be_measured_is_not_trained(recipe, options, message, tmp_path, monkeypatch):
+    """Nothing of a run is begun."""
+    few = load("digits", "train")[:50]
+    colours = replace(few, images=few.images.repeat(1, 3, 1, 1)[:, :, :, :], kind="images")
+
+    def small(name, split="train", root=None, download=True):
+        if name == "cifar10":
+            return replace(colours, images=torch.zeros(50, 3, 32, 32, dtype=torch.uint8))
+        return few if split == "train" else load("digits", split)
+
+    monkeypatch.setattr("companion.recipes.base.load", small)
+    message = message or "parts is 1000.*only 50"
+    with pytest.raises(ValueError, match=message):
+        make_checkpoint(recipe, "mine", tmp_path / "run", progress=False, **options)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("problem", [ValueError("it broke."), KeyboardInterrupt()])
+def test_the_checkpoint_is_there_before_it_is_measured(problem, tmp_path, monkeypatch):
+    def broken(self, network, evaluator, splits):
+        card = load_card(tmp_path / "mine.safetensors")
+        assert [m.name for m in card.measurements] == ["training loss"]
+        # What is measured is what is stored.
+        stored = load_checkpoint(tmp_path / "mine.safetensors").state_dict()
+        assert all(torch.equal(stored[k], v.cpu()) for k, v in network.state_dict().items())
+        raise problem
+
+    monkeypatch.setattr(DigitCNNRecipe, "evaluate", broken)
+    with pytest.raises(Unmeasured, match=r"the training is complete.*companion evaluate") as found:
+        make_checkpoint(SMALL, "mine", tmp_path, progress=False)
+    assert found.value.stopped == isinstance(problem, KeyboardInterrupt)
+    assert found.value.path == tmp_path / "mine.safetensors"
+    assert load_checkpoint(tmp_path / "mine.safetensors").config.width == 4
+    monkeypatch.undo()
+    card = make_checkpoint(SMALL, "mine", tmp_path, progress=False, resume=True)
+    assert card.value("accuracy") >= 0
