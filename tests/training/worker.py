@@ -20,7 +20,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from companion.data import ImageDataset
-from companion.gan import GAN
+from companion.gan import GAN, GANConfig
 from companion.randomness import initialisation, normal
 from companion.training import (
     Objective,
@@ -32,7 +32,7 @@ from companion.training import (
     run,
     single_objective,
 )
-from companion.vae_gan import VAEGAN
+from companion.vae_gan import VAEGAN, VAEGANConfig
 
 
 def images(count: int = 96, size: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
@@ -138,7 +138,15 @@ def players(network: nn.Module, **losses) -> Objective:
 
 def gan() -> Objective:
     with initialisation(0):
-        network = GAN(1, 16, 4, 8, 8, gradient_penalty=1.0)
+        network = GAN(
+            GANConfig(
+                size=16,
+                latent_dim=4,
+                generator_width=8,
+                discriminator_width=8,
+                gradient_penalty=1.0,
+            )
+        )
     return players(
         network,
         discriminator=network.discriminator_loss,
@@ -148,7 +156,11 @@ def gan() -> Objective:
 
 def vae_gan() -> Objective:
     with initialisation(0):
-        network = VAEGAN(1, 16, 4, 4, 8, 8)
+        network = VAEGAN(
+            VAEGANConfig(
+                size=16, latent_dim=4, encoder_width=4, decoder_width=8, discriminator_width=8
+            )
+        )
     return players(
         network,
         discriminator=network.discriminator_loss,
