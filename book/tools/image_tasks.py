@@ -13,7 +13,6 @@ import argparse
 import json
 import time
 from collections.abc import Iterable
-from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -62,7 +61,7 @@ def trained(task: str, way: str, seed: int, **changes: Any) -> Tensor:
     """Trains one network and returns its answers to the held-out questions."""
     content, adversarial = WAYS[way]
     settings = SETTINGS | {"task": task, "content": content, "adversarial": adversarial}
-    recipe = replace(RECIPES["image-to-image"], seed=seed, **(settings | changes))
+    recipe = RECIPES["image-to-image"].replace(seed=seed, **(settings | changes))
     digits = data.load("digits", "train")
     trainer = Trainer(recipe.objective(digits), digits, recipe)
     for _ in trainer:
@@ -80,7 +79,10 @@ def record(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def measure(
-    tasks: Iterable[str] = tuple(TASKS), seeds: Iterable[int] = SEEDS, path: Path = RECORD, **changes: Any
+    tasks: Iterable[str] = tuple(TASKS),
+    seeds: Iterable[int] = SEEDS,
+    path: Path = RECORD,
+    **changes: Any,
 ) -> None:
     """Trains and records what is missing; the questions themselves are measured, too, as the way "nothing"."""
     settings = SETTINGS | changes
