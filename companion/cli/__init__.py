@@ -1,8 +1,8 @@
 """The command line: `companion train`, `sample`, `evaluate`, `compare`, `list` and `fetch`.
 
 What the user can mend is said in one line, without a traceback, and every ending has its own exit code, so that
-scripts can tell them apart. Each command is a file of its own, imported when it is called, and a thin layer over functions
-that Python programs call as well. Nothing here imports PyTorch, so that help and mistakes are answered at once.
+scripts can tell them apart. Each command is a file of its own, imported when it is called, and a thin layer over
+functions that Python programs call as well. Nothing here imports PyTorch, so that help and mistakes are answered at once.
 """
 
 import importlib

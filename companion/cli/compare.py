@@ -14,11 +14,11 @@ class CompareOptions:
     """What to compare by, and where.
 
     Attributes:
-        features: what the images are compared by: digit-cnn, inception (with --weights), or module:function of your own,
-            which takes floats in [−1, 1] "n c h w" and returns "n d"; by default what goes with the real images.
+        features: what the images are compared by: digit-cnn, inception (with --weights), or module:function of your
+            own, which takes floats in [−1, 1] "n c h w" and returns "n d"; by default what goes with the real images.
         weights: the file of Inception's weights.
-        n: images of each side at most, drawn at random; as many are drawn from a checkpoint. By default all of them, and
-            from a checkpoint as many as the other side has.
+        n: images of each side at most, drawn at random; as many are drawn from a checkpoint. By default all of them,
+            and from a checkpoint as many as the other side has.
         k: neighbours that precision and recall look at.
         image_size: rows and columns that images of your own are cut and resized to.
         channels: 1 makes images of your own grey, 3 coloured.
@@ -48,8 +48,8 @@ class CompareOptions:
 
 ABOUT = """Compares two sets of images: FID, KID, precision, recall and Inception Score, each with an error bar.
 
-REAL and FAKE are each a folder or zip of images, a data set's split (digits/test, mnist/train), the name of a checkpoint
-that ships, the folder of a run, or a .safetensors file with its card beside it; from a checkpoint samples are drawn.
+REAL and FAKE are each a folder or zip of images, a data set's split (digits/test, mnist/train), the name of a
+checkpoint that ships, the folder of a run, or a .safetensors file with its card beside it; from a checkpoint samples are drawn.
 
 example: companion compare digits/test gan --json numbers.json"""
 
@@ -89,7 +89,8 @@ def run(arguments: Sequence[str]) -> int:
     found = compare_sides(*sides, evaluator, most=asked.n, k=asked.k)
     if asked.json != "-":
         print(
-            f"{found.real_images:,} real images of {real}, {found.fake_images:,} fake ones of {fake}, by {found.features}"
+            f"{found.real_images:,} real images of {real}, {found.fake_images:,} fake ones of {fake}, "
+            f"by {found.features}"
         )
         print(table(found.measurements))
     content = {

@@ -23,8 +23,8 @@ class SampleOptions:
 
     Attributes:
         n: number of images.
-        out: a picture of all of them side by side (.png, .jpg, .webp), or an array "n c h w" of bytes (.npy); by default
-            CHECKPOINT.png.
+        out: a picture of all of them side by side (.png, .jpg, .webp), or an array "n c h w" of bytes (.npy); by
+            default CHECKPOINT.png.
         columns: images in a row of the picture.
         seed: of the samples; the same seed gives the same images.
         batch_size: images at a time; it does not change the images.
@@ -89,21 +89,19 @@ def _require_room(card: "Card", asked: SampleOptions, out: Path) -> None:
         most = MOST_BYTES // (channels * side * side)
         if asked.n > most:
             raise UsageError(
-                f"--n is at most {most:,} images of {channels}×{side}×{side} in one file, got {asked.n:,}; draw them in "
-                "parts, each with another --seed."
+                f"--n is at most {most:,} images of {channels}×{side}×{side} in one file, got {asked.n:,}; draw them "
+                "in parts, each with another --seed."
             )
         return
     if ending not in PICTURES:
-        raise UsageError(
-            f"--out must end in {', '.join(PICTURES)} or .npy, got {str(out)!r}."
-        )
+        raise UsageError(f"--out must end in {', '.join(PICTURES)} or .npy, got {str(out)!r}.")
     across = min(asked.n, asked.columns) * (side + 2) + 2
     down = math.ceil(asked.n / asked.columns) * (side + 2) + 2
     longest = PICTURES[ending][1]
     if max(across, down) > longest or across * down > MOST_PIXELS:
         raise UsageError(
-            f"--n {asked.n:,} images, {asked.columns} in a row, make a picture of {across:,}×{down:,} pixels, too large "
-            f"for {ending}; draw fewer, change --columns, or write an array: --out {out.stem}.npy."
+            f"--n {asked.n:,} images, {asked.columns} in a row, make a picture of {across:,}×{down:,} pixels, too "
+            f"large for {ending}; draw fewer, change --columns, or write an array: --out {out.stem}.npy."
         )
 
 

@@ -71,9 +71,9 @@ ABOUT_ONE = """{about}
 
 example: companion train {name} --data digits --steps 300 --output /tmp/mine
 
-The first flags are the run's, those from --steps on the recipe's and its network's. Images of your own keep their size \
-and colour unless --image-size and --channels say otherwise. They have no test split: give --test-data or --validation, \
-or the training images themselves are measured."""
+The first flags are the run's, those from --steps on the recipe's and its network's. Images of your own keep their \
+size and colour unless --image-size and --channels say otherwise. They have no test split: give --test-data or \
+--validation, or the training images themselves are measured."""
 
 
 def recipe_flags(recipe: "Recipe") -> list[Flag]:

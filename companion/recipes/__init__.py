@@ -8,7 +8,7 @@ A recipe says what network, which data and how to train; `RECIPES` holds one und
     card = make_checkpoint(RECIPES["digit-cnn"], "digit-cnn", "runs/digit-cnn")
     print(card.value("accuracy"))
 
-Settings, of the training and of the network alike, are changed with `RECIPES["digit-cnn"].replace(steps=100, width=16)`.
+Settings, of the training and of the network alike, are changed by `RECIPES["digit-cnn"].replace(steps=100, width=16)`.
 On one machine a recipe gives the same weights every time; between machines the last digits differ, since the order of
 floating-point sums does.
 

@@ -1,7 +1,7 @@
 """The denoising autoencoder of chapter 9."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -31,7 +31,7 @@ class DenoisingAutoencoderRecipe(Recipe):
     learning_rate: float = 2e-3
     ema: float | None = 0.999
     channels_last: bool = True
-    network: DenoisingAutoencoderConfig = DenoisingAutoencoderConfig()
+    network: DenoisingAutoencoderConfig = field(default_factory=DenoisingAutoencoderConfig)
 
     def losses(self, network: nn.Module, parents: Mapping[str, nn.Module]) -> Objective:
         return single_objective(

@@ -1,7 +1,7 @@
 """The digit classifier behind every measure on digits."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -40,7 +40,7 @@ class DigitCNNRecipe(Recipe):
     scale: float = 0.1
     shear: float = 0.1
     shift: float = 2.0
-    network: DigitCNNConfig = DigitCNNConfig()
+    network: DigitCNNConfig = field(default_factory=DigitCNNConfig)
 
     def classes(self, dataset: ImageDataset) -> int:
         """Returns the number of the data's classes."""

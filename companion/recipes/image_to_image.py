@@ -1,7 +1,7 @@
 """The small tasks of chapter 6, from one image to another."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from torch import Tensor, nn
@@ -33,7 +33,7 @@ class ImageToImageRecipe(Recipe):
     learning_rate: float = 1e-3
     beta1: float = 0.5
     task: Literal["style", "super-resolution", "completion", "denoising"] = "completion"
-    network: ImageToImageConfig = ImageToImageConfig()
+    network: ImageToImageConfig = field(default_factory=ImageToImageConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,7 +1,7 @@
 """The masked autoencoder of chapter 9."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from torch import nn
@@ -27,12 +27,10 @@ class MaskedAutoencoderRecipe(Recipe):
     beta2: float = 0.95
     clip: float | None = 1.0
     ema: float | None = 0.999
-    network: MaskedAutoencoderConfig = MaskedAutoencoderConfig()
+    network: MaskedAutoencoderConfig = field(default_factory=MaskedAutoencoderConfig)
 
     def losses(self, network: nn.Module, parents: Mapping[str, nn.Module]) -> Objective:
-        return single_objective(
-            network, lambda batch, source: network.loss(batch.images, source)
-        )
+        return single_objective(network, lambda batch, source: network.loss(batch.images, source))
 
     def evaluate(
         self, network: nn.Module, evaluator: Evaluator, splits: Splits

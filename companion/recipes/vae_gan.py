@@ -1,7 +1,7 @@
 """The VAE-GAN of chapter 11."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -29,7 +29,7 @@ class VAEGANRecipe(Recipe):
     warmup: float = 0.02
     ema: float | None = 0.999
     channels_last: bool = True
-    network: VAEGANConfig = VAEGANConfig()
+    network: VAEGANConfig = field(default_factory=VAEGANConfig)
 
     def losses(self, network: nn.Module, parents: Mapping[str, nn.Module]) -> Objective:
         def phase(name: str, part: nn.Module, loss: Callable[..., Mapping[str, Tensor]]) -> Phase:

@@ -1,13 +1,15 @@
 """All recipes alike: each trains, and every loss and every number that it reports is computed a second time here.
 
-What is checked against is written out from the formulas, from the same images and the same random numbers: a weight that
-is left out, a sign, a term in another's place, a network trained on another's loss, or a measure of another noise level shows.
+What is checked against is written out from the formulas, from the same images and the same random numbers: a weight
+that is left out, a sign, a term in another's place, a network trained on another's loss, a measure of another noise
+level show.
 """
 
 import copy
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -164,7 +166,9 @@ def masked_errors(r, net, x, s) -> Tensor:
         for place in hidden.tolist():
             row, column = divmod(place, side)
             patch = image[:, row * c.patch : (row + 1) * c.patch]
-            patch = patch[:, :, column * c.patch : (column + 1) * c.patch].permute(1, 2, 0).flatten()
+            patch = (
+                patch[:, :, column * c.patch : (column + 1) * c.patch].permute(1, 2, 0).flatten()
+            )
             if c.normalise_targets:
                 patch = (patch - patch.mean()) / (patch.var() + 1e-6).sqrt()
             total = total + mse(guess[place], patch)
@@ -195,7 +199,9 @@ def log_p(r, net, x, z, *given) -> Tensor:
     if r.network.likelihood == "bernoulli":
         pixels = -F.binary_cross_entropy_with_logits(raw, (x + 1) / 2, reduction="none")
     else:
-        pixels = -0.5 * ((x - raw) ** 2 / net.log_var_x.exp() + net.log_var_x + math.log(2 * math.pi))
+        pixels = -0.5 * (
+            (x - raw) ** 2 / net.log_var_x.exp() + net.log_var_x + math.log(2 * math.pi)
+        )
     return pixels.flatten(1).sum(dim=1)
 
 
@@ -434,7 +440,7 @@ def denoising_measures(r, net, few):
         s = samples()
         levels = np.geomspace(c.amount_max, c.amount, 100)
         y = -1 + c.amount_max * normal((SAMPLES, 1, 28, 28), s)
-        for now, then in zip(levels, levels[1:], strict=False):
+        for now, then in pairwise(levels):
             ratio = (then / now) ** 2
             clean = net.decoder(net.encoder(y))
             z = normal((SAMPLES, 1, 28, 28), s)
@@ -499,7 +505,9 @@ def image_to_image_measures(r, net, few):
     each = ((answer - wanted) ** 2).mean(dim=(1, 2, 3))
     return {
         ("reconstruction PSNR", r.task): float((10 * torch.log10(4 / each)).mean()),
-        ("sharpness, share of real", r.task): float(sharpness(answer).mean() / sharpness(wanted).mean()),
+        ("sharpness, share of real", r.task): float(
+            sharpness(answer).mean() / sharpness(wanted).mean()
+        ),
         ("FID", r.task): fid(digit_features(wanted), digit_features(answer)),
     }
 
