@@ -27,7 +27,6 @@ OLDER_FORM = {
     "03-inception-score",
     "04-fid",
     "05-psnr",
-    "06-gan",
     "08-autoencoder",
     "09-denoising-autoencoder",
     "10-vae",
