@@ -1,7 +1,6 @@
 """The record of several trainings by one recipe: what the tool writes, and that what is committed is up to date."""
 
 import json
-from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,7 @@ import seeds
 from companion import recipes
 from companion.recipes import RECIPES, DigitCNNRecipe
 
-SMALL = DigitCNNRecipe(data="digits", steps=2, batch_size=8, width=2)
+SMALL = DigitCNNRecipe().replace(data="digits", steps=2, batch_size=8, width=2)
 
 
 @pytest.fixture
@@ -23,10 +22,10 @@ def test_every_seed_is_trained_once(small, tmp_path, monkeypatch):
     seeds.measure("small", [1, 0], path, runs)
     found = json.loads(path.read_text())
     assert list(found["seeds"]) == ["0", "1"]
-    assert found["recipe"] == seeds.settings_of(asdict(SMALL))
+    assert found["recipe"] == seeds.settings_of(SMALL.settings())
     weights = {entry["weights sha256"] for entry in found["seeds"].values()}
     assert len(weights) == 2
-    assert "digits/test accuracy" in found["seeds"]["0"]["metrics"]
+    assert "accuracy" in found["seeds"]["0"]["metrics"]
     monkeypatch.setattr(seeds, "make_checkpoint", lambda *_, **__: pytest.fail("trained again"))
     seeds.measure("small", [0, 1], path, runs)
 
@@ -34,7 +33,7 @@ def test_every_seed_is_trained_once(small, tmp_path, monkeypatch):
 def test_a_record_of_another_recipe_is_begun_anew(small, tmp_path, monkeypatch):
     path = tmp_path / "small-seeds.json"
     seeds.measure("small", [0], path, tmp_path / "a")
-    monkeypatch.setitem(RECIPES, "small", replace(SMALL, width=3))
+    monkeypatch.setitem(RECIPES, "small", SMALL.replace(width=3))
     seeds.measure("small", [1], path, tmp_path / "b")
     assert list(json.loads(path.read_text())["seeds"]) == ["1"]
 
@@ -45,7 +44,7 @@ RECORDS = sorted(seeds.MEASUREMENTS.glob("*-seeds.json"))
 @pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.stem)
 def test_committed_records_are_of_today_s_recipes(path: Path):
     found = json.loads(path.read_text())
-    assert seeds.settings_of(asdict(recipes.RECIPES[found["name"]])) == found["recipe"]
+    assert seeds.settings_of(recipes.RECIPES[found["name"]].settings()) == found["recipe"]
     assert len(found["seeds"]) >= 3
     assert len({entry["weights sha256"] for entry in found["seeds"].values()}) == len(
         found["seeds"]
