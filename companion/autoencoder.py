@@ -12,9 +12,10 @@ scratch by AdamW, without the layer-by-layer pretraining that 2006 needed, and h
 """
 
 import math
+import warnings
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from itertools import pairwise
+from typing import Literal
 
 import torch
 from einops import rearrange
@@ -22,9 +23,10 @@ from jaxtyping import Float, Float32, Float64
 from torch import Tensor, nn
 from torch.nn import functional
 
-from companion.errors import unknown_name
-from companion.nn.convolutional import ConvDecoder, ConvEncoder, he_initialise
-from companion.randomness import Source, integers, normal, uniform
+from companion import checks
+from companion.nn.convolutional import ConvDecoder, ConvEncoder
+from companion.nn.layers import he_initialise, perceptron, scales
+from companion.randomness import Source, integers, normal, source_of, uniform
 
 # --- 1. The linear case ---------------------------------------------------------------------------------------------
 
@@ -75,52 +77,47 @@ def principal_components(x: Float[Tensor, "n *shape"], k: int) -> PrincipalCompo
 class Bottleneck(nn.Module, ABC):
     """What every autoencoder here does with its encoder and decoder: reconstruct, with the least squared error.
 
-    Attributes:
-        latent: numbers a code.
+    Args:
+        latent_dim: numbers per code.
         channels: of the images.
         size: their side in pixels.
+
+    Attributes:
+        latent_dim: as given.
+        image_shape: (channels, size, size).
+
+    Raises:
+        ValueError: if a number is not positive.
     """
 
-    def __init__(self, latent: int, channels: int, size: int) -> None:
+    def __init__(self, latent_dim: int, channels: int, size: int) -> None:
         super().__init__()
-        if min(latent, channels, size) < 1:
-            raise ValueError(
-                f"latent, channels and size must be at least 1, got {latent}, {channels}, {size}."
-            )
-        self.latent, self.channels, self.size = latent, channels, size
+        checks.whole(1, latent_dim=latent_dim, channels=channels, size=size)
+        self.latent_dim, self.image_shape = latent_dim, (channels, size, size)
 
     @abstractmethod
-    def _down(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n latent"]: ...
+    def _down(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n latent_dim"]: ...
 
     @abstractmethod
-    def _up(self, z: Float[Tensor, "n latent"]) -> Float[Tensor, "n c h w"]: ...
+    def _up(self, z: Float[Tensor, "n latent_dim"]) -> Float[Tensor, "n c h w"]: ...
 
-    def encode(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n latent"]:
+    def encode(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n latent_dim"]:
         """Returns the codes of images.
 
         Raises:
-            ValueError: if the images have another shape than the network was built for.
+            TypeError: if the images are bytes.
+            ValueError: if they have another shape than the network was built for.
         """
-        self._check_images(x)
+        checks.images(x, *self.image_shape[:2], "autoencoder")
         return self._down(x)
 
-    def _check_images(self, x: Tensor) -> None:
-        shape = (self.channels, self.size, self.size)
-        if tuple(x.shape[1:]) != shape:
-            raise ValueError(
-                f"this autoencoder takes images of shape {shape}, got {tuple(x.shape[1:])}."
-            )
-
-    def decode(self, z: Float[Tensor, "n latent"]) -> Float[Tensor, "n c h w"]:
+    def decode(self, z: Float[Tensor, "n latent_dim"]) -> Float[Tensor, "n c h w"]:
         """Returns the images of codes.
 
         Raises:
             ValueError: if the codes have another length.
         """
-        if z.shape[1] != self.latent:
-            raise ValueError(
-                f"this autoencoder has codes of {self.latent} numbers, got {z.shape[1]}."
-            )
+        checks.codes(z, self.latent_dim, "autoencoder")
         return self._up(z)
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
@@ -130,18 +127,18 @@ class Bottleneck(nn.Module, ABC):
     def loss(
         self, x: Float[Tensor, "n c h w"], source: Source | None = None
     ) -> dict[str, Float[Tensor, ""]]:
-        """Returns the mean squared error a pixel, in units of the range [−1, 1]; nothing is drawn."""
+        """Returns the mean squared error per pixel, in units of the range [−1, 1]; nothing is drawn."""
         return {"loss": functional.mse_loss(self(x).float(), x.float())}
 
 
 class LinearAutoencoder(Bottleneck):
     """One linear layer down, one linear layer up: z = W x + b, x̂ = V z + c, which is not confined to [−1, 1].
 
-    Its least squared error is reached exactly when V W is the projection onto the span of the first `latent`
+    Its least squared error is reached exactly when V W is the projection onto the span of the first `latent_dim`
     principal components; W and V themselves are determined only up to an invertible map of the code.
 
     Args:
-        latent: numbers a code.
+        latent_dim: numbers per code.
         channels: of the images.
         size: their side in pixels.
 
@@ -149,16 +146,16 @@ class LinearAutoencoder(Bottleneck):
         ValueError: if a number is not positive.
     """
 
-    def __init__(self, latent: int = 32, channels: int = 1, size: int = 28) -> None:
-        super().__init__(latent, channels, size)
+    def __init__(self, latent_dim: int = 32, channels: int = 1, size: int = 28) -> None:
+        super().__init__(latent_dim, channels, size)
         d = channels * size**2
-        self.down, self.up = nn.Linear(d, latent), nn.Linear(latent, d)
+        self.down, self.up = nn.Linear(d, latent_dim), nn.Linear(latent_dim, d)
 
-    def _down(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n latent"]:
+    def _down(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n latent_dim"]:
         return self.down(rearrange(x, "n c h w -> n (c h w)"))
 
-    def _up(self, z: Float[Tensor, "n latent"]) -> Float[Tensor, "n c h w"]:
-        return rearrange(self.up(z), "n (c h w) -> n c h w", c=self.channels, h=self.size)
+    def _up(self, z: Float[Tensor, "n latent_dim"]) -> Float[Tensor, "n c h w"]:
+        return self.up(z).unflatten(1, self.image_shape)
 
     @torch.no_grad()
     def fit(self, x: Float[Tensor, "n c h w"]) -> "LinearAutoencoder":
@@ -167,8 +164,8 @@ class LinearAutoencoder(Bottleneck):
         Raises:
             ValueError: if the images have another shape, or fewer principal components than the code has numbers.
         """
-        self._check_images(x)
-        found = principal_components(x, self.latent)
+        checks.images(x, *self.image_shape[:2], "autoencoder")
+        found = principal_components(x, self.latent_dim)
         self.down.weight.copy_(found.axes)
         self.down.bias.copy_(-found.axes @ found.mean)
         self.up.weight.copy_(found.axes.T)
@@ -179,11 +176,34 @@ class LinearAutoencoder(Bottleneck):
 # --- 2. Deep autoencoders -------------------------------------------------------------------------------------------
 
 
-def _perceptron(*sizes: int) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for before, after in pairwise(sizes):
-        layers += [nn.Linear(before, after), nn.SiLU()]
-    return nn.Sequential(*layers[:-1])
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderConfig:
+    """The settings of an `Autoencoder`.
+
+    Attributes:
+        latent_dim: numbers per code: the bottleneck.
+        channels: of the images, 1 or 3.
+        size: their side in pixels; the convolutional one takes 28, 32, 64 and others that can be halved to at most 8.
+        width: scales all layers. At 16 and for grey 28×28 images, the convolutional one has about 0.69 M parameters
+            and the perceptron, with layers of 256 and 128 units, about 0.48 M.
+        architecture: "convolutional" or "mlp".
+
+    Raises:
+        ValueError: for a setting that cannot work; the message names it, its value and the remedy.
+    """
+
+    latent_dim: int = 32
+    channels: int = 1
+    size: int = 28
+    width: int = 16
+    architecture: Literal["convolutional", "mlp"] = "convolutional"
+
+    def __post_init__(self) -> None:
+        checks.whole(1, latent_dim=self.latent_dim, channels=self.channels, size=self.size)
+        checks.whole(1, width=self.width)
+        checks.one_of(["convolutional", "mlp"], architecture=self.architecture)
+        if self.architecture == "convolutional":
+            scales(self.size)
 
 
 class Autoencoder(Bottleneck):
@@ -193,53 +213,38 @@ class Autoencoder(Bottleneck):
     code of more numbers than that is no wider a bottleneck.
 
     Args:
-        latent: numbers a code: the bottleneck.
-        channels: of the images, 1 or 3.
-        size: their side in pixels; the convolutional one takes 28, 32, 64 and others that can be halved to at most 8.
-        width: scales all layers. At 16 and for grey 28×28 images, the convolutional one has about 0.69 M parameters
-            and the perceptron, with layers of 256 and 128 units, about 0.48 M.
-        network: "convolutional" or "mlp".
-
-    Raises:
-        ValueError: if the size does not suit, a number is not positive, or there is no such network.
+        config: the settings; the defaults are those of the shipped checkpoint "autoencoder".
     """
 
-    def __init__(
-        self,
-        latent: int = 32,
-        channels: int = 1,
-        size: int = 28,
-        width: int = 16,
-        network: str = "convolutional",
-    ) -> None:
-        super().__init__(latent, channels, size)
-        if width < 1:
-            raise ValueError(f"width must be at least 1, got {width}.")
-        self.width, self.network = width, network
-        if network == "convolutional":
-            self.encoder: nn.Module = ConvEncoder(channels, size, width, latent)
-            decoder: nn.Module = ConvDecoder(latent, channels, size, width)
-        elif network == "mlp":
-            pixels, wide, narrow = channels * size**2, 16 * width, 8 * width
-            self.encoder = nn.Sequential(nn.Flatten(), *_perceptron(pixels, wide, narrow, latent))
-            decoder = nn.Sequential(
-                *_perceptron(latent, narrow, wide, pixels),
-                nn.Unflatten(1, (channels, size, size)),
-            )
+    Config = AutoencoderConfig
+
+    def __init__(self, config: AutoencoderConfig | None = None) -> None:
+        c = config or AutoencoderConfig()
+        super().__init__(c.latent_dim, c.channels, c.size)
+        self.config = c
+        if c.architecture == "convolutional":
+            self.encoder: nn.Module = ConvEncoder(c.channels, c.size, c.width, c.latent_dim)
+            decoder: nn.Module = ConvDecoder(c.latent_dim, c.channels, c.size, c.width)
+        else:
+            pixels, wide, narrow = math.prod(self.image_shape), 16 * c.width, 8 * c.width
+            down = perceptron(pixels, wide, narrow, c.latent_dim, he=False)
+            up = perceptron(c.latent_dim, narrow, wide, pixels, he=False)
+            self.encoder = nn.Sequential(nn.Flatten(), *down)
+            decoder = nn.Sequential(*up, nn.Unflatten(1, self.image_shape))
             he_initialise(self.encoder)
             he_initialise(decoder)
-        else:
-            raise unknown_name("network", network, ["convolutional", "mlp"])
         # The tanh keeps pixels in range; most are black or white, where it is flat and easily exact.
         self.decoder = nn.Sequential(decoder, nn.Tanh())
 
-    def _down(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n latent"]:
+    def _down(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n latent_dim"]:
         return self.encoder(x)
 
-    def _up(self, z: Float[Tensor, "n latent"]) -> Float[Tensor, "n c h w"]:
+    def _up(self, z: Float[Tensor, "n latent_dim"]) -> Float[Tensor, "n c h w"]:
         return self.decoder(z)
 
-    def encode_windows(self, x: Float[Tensor, "n c H W"]) -> Float[Tensor, "n latent rows columns"]:
+    def encode_windows(
+        self, x: Float[Tensor, "n c H W"]
+    ) -> Float[Tensor, "n latent_dim rows columns"]:
         """Returns the codes of all windows of a larger canvas; see `ConvEncoder.dense`.
 
         Raises:
@@ -304,15 +309,15 @@ class LatentMixture:
         return (self.means[part] + torch.einsum("nij,nj->ni", roots[part], noise)).float()
 
 
-def fit_gaussian(codes: Float[Tensor, "n d"], floor: float = 1e-6) -> LatentMixture:
+def fit_gaussian(codes: Float[Tensor, "n d"], floor: float | int = 1e-6) -> LatentMixture:
     """Returns one Gaussian with the codes' mean and covariance (divided by n, the maximum of the likelihood).
 
     Args:
-        codes: at least two.
+        codes: at least two different ones.
         floor: share of the mean variance that is added to each variance, for codes that do not fill the space.
 
     Raises:
-        ValueError: if there are fewer than two codes.
+        ValueError: if the codes are not finite, or fewer than two of them differ.
     """
     return fit_mixture(codes, 1, floor=floor)
 
@@ -323,71 +328,86 @@ def fit_mixture(
     source: torch.Generator | None = None,
     *,
     iterations: int = 100,
-    tolerance: float = 1e-3,
-    floor: float = 1e-6,
+    tolerance: float | int = 1e-3,
+    floor: float | int = 1e-6,
 ) -> LatentMixture:
     """Fits a mixture of Gaussians to codes by expectation–maximisation, from a k-means++ start.
+
+    scikit-learn's `GaussianMixture` does the work, on the CPU and in double precision.
 
     Args:
         codes: more than the number of parts.
         parts: K.
         source: draws the start; not needed for one part.
         iterations: at most so many.
-        tolerance: stop when the mean log-likelihood gains less than this, in nats a code.
+        tolerance: stop when the mean log-likelihood gains less than this, in nats per code.
         floor: share of the mean variance of the codes that is added to each part's variances.
 
+    Returns:
+        The mixture, on the codes' device.
+
     Raises:
-        ValueError: if there are too few codes, or a start must be drawn and there is no generator.
+        ValueError: if the codes are too few, too few of them differ or one is not finite, or if a start must be drawn
+            and there is no generator.
     """
-    z = codes.detach().double()
-    n, d = z.shape
-    if parts < 1 or n <= parts:
+    checks.whole(1, parts=parts, iterations=iterations)
+    checks.number(0, tolerance=tolerance, floor=floor)
+    z = codes.detach().double().cpu()
+    if len(z) <= parts:
         raise ValueError(
-            f"a mixture of {parts} parts needs parts ≥ 1 and more codes than parts, got {n} codes."
+            f"a mixture of {parts} parts needs more codes than parts, got {len(z)}: give more codes."
         )
-    ridge = floor * z.var(0, correction=0).mean() * torch.eye(d, dtype=z.dtype, device=z.device)
-    r = z.new_ones(n, 1)
-    if parts > 1:
-        if source is None:
-            raise ValueError("the start of a mixture is drawn: give a torch.Generator.")
-        centres = _spread_out(z, parts, source)
-        r = functional.one_hot(torch.cdist(z, centres).argmin(1), parts).double()
-    before = -math.inf
-    for _ in range(iterations):
-        # M-step: weighted moments.
-        mass = r.sum(0).clamp(min=1e-8)
-        means = (r.T @ z) / mass[:, None]
-        off = z - means[:, None]  # k n d
-        scatter = (off * r.T[..., None]).mT @ off
-        covariances = scatter / mass[:, None, None] + ridge
-        found = LatentMixture(mass / mass.sum(), means, covariances)
-        # E-step.
-        joint = found._log_joint(z)
-        now = float(joint.logsumexp(1).mean())
-        if parts == 1 or now - before < tolerance:
-            break
-        r, before = joint.softmax(1), now
-    return found
+    if not torch.isfinite(z).all():
+        raise ValueError(
+            "the codes hold NaN or infinite values: look at the network that made them."
+        )
+    if len(torch.unique(z, dim=0)) < max(parts, 2):
+        raise ValueError(
+            f"the codes hold fewer than {max(parts, 2)} different points: the encoder may be dead, or give fewer parts."
+        )
+    if parts > 1 and source is None:
+        raise ValueError("the start of a mixture is drawn: give a torch.Generator.")
+    start = 0 if source is None else int(integers(2**32, (1,), source))
+    # scikit-learn takes about a second to import, and few who import an autoencoder need it.
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.mixture import GaussianMixture
 
-
-def _spread_out(
-    z: Float64[Tensor, "n d"], parts: int, source: torch.Generator
-) -> Float64[Tensor, "k d"]:
-    """Points as first centres: each is drawn with probability in proportion to its squared distance to the nearest."""
-    chosen = [int(integers(len(z), (1,), source))]
-    while len(chosen) < parts:
-        distance = torch.cdist(z, z[chosen]).amin(1) ** 2
-        if float(distance.sum()) == 0:
-            raise ValueError(f"the codes hold fewer than {parts} different points.")
-        edges = distance.cumsum(0) / distance.sum()
-        u = uniform((1,), source, z.device).double()
-        chosen.append(min(int(torch.searchsorted(edges, u, right=True)), len(z) - 1))
-    return z[chosen]
+    estimator = GaussianMixture(
+        parts,
+        covariance_type="full",
+        tol=tolerance,
+        reg_covar=floor * float(z.var(0, correction=0).mean()),
+        max_iter=iterations,
+        init_params="k-means++",
+        random_state=start,
+    )
+    with warnings.catch_warnings():
+        # Whoever limits the iterations knows that it may stop early.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        estimator.fit(z.numpy())
+    found = (estimator.weights_, estimator.means_, estimator.covariances_)
+    return LatentMixture(*(torch.from_numpy(part).double() for part in found)).to(codes.device)
 
 
 @torch.no_grad()
 def sample(
-    model: nn.Module, density: LatentMixture, n: int, source: Source
+    model: nn.Module,
+    density: LatentMixture,
+    n: int,
+    source: Source | None = None,
+    *,
+    seed: int | None = None,
 ) -> Float[Tensor, "n c h w"]:
-    """Draws images: codes from a density, decoded, clamped to [−1, 1]."""
-    return model.decode(density.sample(n, source)).clamp(-1, 1)
+    """Draws images: codes from a density, decoded, clamped to [−1, 1].
+
+    Args:
+        model: with a method `decode` from codes to images.
+        density: of the codes.
+        n: how many.
+        source: of the codes.
+        seed: in place of a source; image i is then a function of the seed and of i alone.
+
+    Raises:
+        ValueError: unless exactly one of source and seed is given.
+    """
+    return model.decode(density.sample(n, source_of(n, source, seed))).clamp(-1, 1)

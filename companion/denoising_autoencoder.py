@@ -21,14 +21,18 @@ Shapes: `n` samples; images are "n c h w" in [−1, 1]; points are "n d".
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from companion import checks
 from companion.errors import unknown_name
 from companion.nn.convolutional import ConvDecoder, ConvEncoder
-from companion.randomness import Source, normal, uniform
+from companion.nn.layers import perceptron, scales
+from companion.randomness import Source, normal, source_of, uniform
 
 Amount = float | int | Float[Tensor, " n"]
 
@@ -220,7 +224,7 @@ class MLPDenoiser(nn.Module):
     there is only one level this is the plain squared error in another unit.
 
     Args:
-        dimensions: numbers a point.
+        dimensions: numbers per point.
         width: units of a hidden layer.
         depth: hidden layers.
         sigma_min: lowest noise level in training.
@@ -239,16 +243,14 @@ class MLPDenoiser(nn.Module):
         sigma_max: float | int = 0.1,
     ) -> None:
         super().__init__()
+        checks.whole(1, dimensions=dimensions, width=width)
+        checks.whole(0, checks.MOST_LAYERS, depth=depth)
         if not 0 < sigma_min <= sigma_max:
             raise ValueError(
                 f"sigma_min is {sigma_min} and sigma_max {sigma_max}: noise levels must be positive and rising"
             )
-        self.dimensions, self.width, self.depth = dimensions, width, depth
         self.sigma_min, self.sigma_max = float(sigma_min), float(sigma_max)
-        layers: list[nn.Module] = []
-        for i in range(depth):
-            layers += [nn.Linear(width if i else dimensions + 1, width), nn.SiLU()]
-        self.f = nn.Sequential(*layers, nn.Linear(width, dimensions))
+        self.f = perceptron(dimensions + 1, *[width] * depth, dimensions, he=False)
 
     def forward(self, x: Float[Tensor, "n d"], sigma: Amount) -> Float[Tensor, "n d"]:
         """Returns the estimate of the clean points.
@@ -273,6 +275,59 @@ class MLPDenoiser(nn.Module):
         return {"loss": error.square().mean()}
 
 
+@dataclass(frozen=True, kw_only=True)
+class DenoisingAutoencoderConfig:
+    """The settings of a `DenoisingAutoencoder`.
+
+    Attributes:
+        channels: of the images.
+        size: their side in pixels, such as 28, 32 or 64.
+        width: channels of the first feature map.
+        latent_dim: numbers in the bottleneck.
+        corruption: "gaussian", "masking" or "salt-and-pepper".
+        amount: standard deviation of the Gaussian noise, or share of the pixels; with a range, the lowest.
+        amount_max: the highest; each training image draws its amount between the two, uniform on a logarithmic scale.
+            None trains at one amount alone.
+
+    Raises:
+        ValueError: for a setting that cannot work; the message names it, its value and the remedy.
+    """
+
+    channels: int = 1
+    size: int = 28
+    width: int = 16
+    latent_dim: int = 64
+    corruption: Literal["gaussian", "masking", "salt-and-pepper"] = "gaussian"
+    amount: float | int = 0.2
+    amount_max: float | int | None = 5.0
+
+    def __post_init__(self) -> None:
+        checks.whole(1, channels=self.channels, size=self.size, width=self.width)
+        checks.whole(1, latent_dim=self.latent_dim)
+        scales(self.size)
+        checks.one_of(CORRUPTIONS, corruption=self.corruption)
+        checks.number(0, amount=self.amount)
+        if self.amount_max is not None:
+            checks.number(self.amount, amount_max=self.amount_max)
+        low, high = self.amounts
+        if high > low == 0:
+            raise ValueError(
+                f"amount is 0 and amount_max {high:g}: a range on a logarithmic scale starts above 0, such as at 0.01."
+            )
+        if self.corruption != "gaussian" and high > 1:
+            raise ValueError(
+                f"{self.corruption} noise of the amount {high:g}: it is a share of the pixels, at most 1; set "
+                "amount_max to 1 or less, or leave it out."
+            )
+
+    @property
+    def amounts(self) -> tuple[float, float]:
+        """The lowest and the highest amount; equal where there is only one."""
+        return float(self.amount), float(
+            self.amount if self.amount_max is None else self.amount_max
+        )
+
+
 class DenoisingAutoencoder(nn.Module):
     """A convolutional autoencoder of images that is trained on corrupted inputs and clean targets.
 
@@ -281,47 +336,27 @@ class DenoisingAutoencoder(nn.Module):
     autoencoder.
 
     Args:
-        channels: of the images.
-        size: their side, such as 28, 32 or 64.
-        width: channels of the first feature map.
-        latent: numbers in the bottleneck.
-        corruption: "gaussian", "masking" or "salt-and-pepper".
-        amount: standard deviation of the Gaussian noise, or share of the pixels.
-        amount_max: if given, each training image draws its amount between the two, uniform on a logarithmic scale.
-
-    Raises:
-        ValueError: for an unknown corruption, or amounts that make no sense.
+        config: the settings; the defaults are those of the shipped checkpoint "denoising-autoencoder".
     """
 
-    def __init__(
-        self,
-        channels: int = 1,
-        size: int = 28,
-        width: int = 16,
-        latent: int = 32,
-        corruption: str = "gaussian",
-        amount: float | int = 0.5,
-        amount_max: float | int | None = None,
-    ) -> None:
-        super().__init__()
-        if corruption not in CORRUPTIONS:
-            raise unknown_name("corruption", corruption, CORRUPTIONS)
-        low, high = float(amount), float(amount if amount_max is None else amount_max)
-        if low < 0 or high < low or (high > low == 0) or (corruption != "gaussian" and high > 1):
-            raise ValueError(
-                f"amounts from {low:g} to {high:g} of {corruption} noise make no sense: they must be 0 or more, a "
-                "range must rise from a positive number, and a share cannot exceed 1"
-            )
-        self.channels, self.size, self.width, self.latent = channels, size, width, latent
-        self.corruption, self.amount, self.amount_max = corruption, low, high
-        self.encoder = ConvEncoder(channels, size, width, latent)
-        self.decoder = ConvDecoder(latent, channels, size, width)
+    Config = DenoisingAutoencoderConfig
 
-    def encode(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n latent"]:
-        """Returns the codes of images, clean or not."""
+    def __init__(self, config: DenoisingAutoencoderConfig | None = None) -> None:
+        super().__init__()
+        self.config = c = config or DenoisingAutoencoderConfig()
+        self.encoder = ConvEncoder(c.channels, c.size, c.width, c.latent_dim)
+        self.decoder = ConvDecoder(c.latent_dim, c.channels, c.size, c.width)
+
+    def encode(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n latent_dim"]:
+        """Returns the codes of images, clean or not.
+
+        Raises:
+            TypeError: if the images are bytes.
+            ValueError: if they have another shape than the network was built for.
+        """
         return self.encoder(x)
 
-    def decode(self, z: Float[Tensor, "n latent"]) -> Float[Tensor, "n c h w"]:
+    def decode(self, z: Float[Tensor, "n latent_dim"]) -> Float[Tensor, "n c h w"]:
         """Returns the images of codes; means, which may leave [−1, 1] a little."""
         return self.decoder(z)
 
@@ -331,8 +366,8 @@ class DenoisingAutoencoder(nn.Module):
 
     def corrupt(self, x: Float[Tensor, "n c h w"], source: Source) -> Float[Tensor, "n c h w"]:
         """Corrupts images as in training."""
-        amount = _levels(len(x), self.amount, self.amount_max, source, x)
-        return corrupt(x, self.corruption, amount, source)
+        amount = _levels(len(x), *self.config.amounts, source, x)
+        return corrupt(x, self.config.corruption, amount, source)
 
     def loss(self, x: Float[Tensor, "n c h w"], source: Source) -> dict[str, Float[Tensor, ""]]:
         """Returns the mean squared error per pixel against the *clean* images.
@@ -350,26 +385,34 @@ class DenoisingAutoencoder(nn.Module):
         Raises:
             ValueError: if the corruption is not Gaussian; Tweedie's formula holds for no other here.
         """
-        if self.corruption != "gaussian":
+        if self.config.corruption != "gaussian":
             raise ValueError(
-                f"a denoiser of {self.corruption} noise gives no score: train one with Gaussian noise"
+                f"a denoiser of {self.config.corruption} noise gives no score: train one with Gaussian noise"
             )
         return residual_score(self(x), x, sigma)
 
     @property
     def can_sample(self) -> bool:
         """Whether the training's noise was Gaussian and of a range of levels, for `sample` to walk through."""
-        return self.corruption == "gaussian" and self.amount_max > self.amount
+        low, high = self.config.amounts
+        return self.config.corruption == "gaussian" and high > low
 
     @torch.no_grad()
     def sample(
-        self, n: int, source: Source, levels: int = 100, background: float | int = -1.0
+        self,
+        n: int,
+        source: Source | None = None,
+        *,
+        seed: int | None = None,
+        levels: int = 100,
+        background: float | int = -1.0,
     ) -> Float[Tensor, "n c h w"]:
         """Draws images by walking from the highest noise level of the training to the lowest.
 
         Args:
             n: how many.
             source: of the first noise and of the noise between the levels.
+            seed: in place of a source; image i is then a function of the seed and of i alone.
             levels: how many noise levels the walk has.
             background: the walk starts from this value plus noise. At a finite highest level the noise does not
                 drown the images' mean, so that the right start is near it; for digits that is the empty page.
@@ -378,15 +421,21 @@ class DenoisingAutoencoder(nn.Module):
             Images cut to [−1, 1].
 
         Raises:
-            ValueError: if the network was not trained with Gaussian noise of a range of levels.
+            ValueError: if the network was not trained with Gaussian noise of a range of levels, or unless exactly one
+                of source and seed is given.
         """
+        checks.whole(1, levels=levels)
+        low, high = self.config.amounts
         if not self.can_sample:
+            kind = self.config.corruption
+            amount = f"amount {low:g} alone" if low == high else f"amounts {low:g} to {high:g}"
             raise ValueError(
-                f"this network was trained on {self.corruption} noise of the amount {self.amount:g} alone: sampling "
-                "needs Gaussian noise and a range, from amount up to amount_max"
+                f"this network was trained on {kind} noise of the {amount}: sampling needs Gaussian noise and a range, "
+                "from amount up to amount_max"
             )
+        source = source_of(n, source, seed)
         device = next(self.parameters()).device
-        sigmas = noise_levels(self.amount_max, self.amount, levels)
-        shape = (n, self.channels, self.size, self.size)
-        x = background + self.amount_max * normal(shape, source, device)
+        sigmas = noise_levels(high, low, levels)
+        shape = (n, self.config.channels, self.config.size, self.config.size)
+        x = background + high * normal(shape, source, device)
         return sample_through_levels(lambda x, _: self(x), x, sigmas, source).clamp(-1, 1)

@@ -6,13 +6,14 @@ promoted to float32 at least, so that bfloat16 outputs of a network lose no digi
 """
 
 import math
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from companion.randomness import Source, uniform
+from companion.randomness import Source, normal, uniform
 
 # The step between neighbouring bytes after companion.data.to_float, which maps 0…255 to [−1, 1].
 BYTE = 1 / 127.5
@@ -50,6 +51,79 @@ def kl_diagonal(
     return 0.5 * (log_var_p - log_var + (log_var.exp() + (mu - mu_p).square()) * precision - 1)
 
 
+@dataclass(frozen=True, eq=False)
+class DiagonalGaussian:
+    """Independent Gaussians, one for every coordinate: a posterior, a prior, or one step of a diffusion.
+
+    Attributes:
+        mean: μ; the first dimension counts the samples.
+        log_var: log σ², of the same shape; what is given may also be a number or a tensor that broadcasts to it.
+
+    Both are kept in float32 at least.
+
+    Raises:
+        ValueError: if the shape of `log_var` does not broadcast to that of `mean`.
+    """
+
+    mean: Float[Tensor, "..."]
+    log_var: Float[Tensor, "..."] | float
+
+    def __post_init__(self) -> None:
+        mean = _wide(self.mean)
+        given = self.log_var
+        log_var = _wide(given) if isinstance(given, Tensor) else torch.tensor(given).to(mean)
+        try:
+            log_var = log_var.expand(mean.shape)
+        except RuntimeError:
+            raise ValueError(
+                f"log_var of the shape {tuple(log_var.shape)} does not broadcast to the mean's, "
+                f"{tuple(mean.shape)}."
+            ) from None
+        object.__setattr__(self, "mean", mean)
+        object.__setattr__(self, "log_var", log_var)
+
+    @classmethod
+    def standard(cls, like: Float[Tensor, "*shape"]) -> "DiagonalGaussian":
+        """Returns the standard normal in the shape, and on the device, of a tensor."""
+        return cls(torch.zeros_like(like), 0.0)
+
+    @property
+    def std(self) -> Float[Tensor, "..."]:
+        """The standard deviations σ."""
+        return (0.5 * self.log_var).exp()
+
+    @property
+    def mode(self) -> Float[Tensor, "..."]:
+        """Where the density is largest: the mean."""
+        return self.mean
+
+    def sample(self, source: Source) -> Float[Tensor, "..."]:
+        """Draws μ + σ ε with ε from the source, so that gradients reach μ and σ (Kingma and Welling, 2014)."""
+        eps = normal(tuple(self.mean.shape), source, self.mean.device).to(self.mean.dtype)
+        return self.mean + self.std * eps
+
+    def kl(self, other: "DiagonalGaussian | None" = None) -> Float[Tensor, "..."]:
+        """Returns KL(this ‖ other) for every coordinate, in nats; by default the other is the standard normal."""
+        if other is None:
+            return kl_diagonal(self.mean, self.log_var)
+        return kl_diagonal(self.mean, self.log_var, other.mean, other.log_var)
+
+    def log_prob(self, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """Returns log N(x; μ, σ²) of every coordinate, in nats; x broadcasts against the mean."""
+        return gaussian_log_density(x, self.mean, self.log_var)
+
+
+def _check_symmetric(name: str, covariance: Tensor) -> None:
+    # The Cholesky factorisation reads one triangle only and would take whatever the other holds.
+    asymmetry = float((covariance - covariance.mT).abs().max())
+    largest = float(covariance.abs().max())
+    if asymmetry > 1e-5 * largest:
+        raise ValueError(
+            f"{name} is not symmetric (entries across the diagonal differ by {asymmetry:g}), so it is no "
+            f"covariance; if that is rounding, give ({name} + {name}.mT) / 2."
+        )
+
+
 def kl_gaussian(
     mu: Float[Tensor, " d"],
     covariance: Float[Tensor, "d d"],
@@ -59,12 +133,15 @@ def kl_gaussian(
     """Returns KL(N(μ, Σ) ‖ N(μ_p, Σ_p)) for full covariances, in float64; by default p is standard normal.
 
     Raises:
-        torch.linalg.LinAlgError: if a covariance is not positive definite.
+        ValueError: if a covariance is not symmetric.
+        torch.linalg.LinAlgError: if one is not positive definite.
     """
     mu, covariance = mu.double(), covariance.double()
     d = len(mu)
     mu_p = torch.zeros_like(mu) if mu_p is None else mu_p.double()
     covariance_p = torch.eye(d).to(covariance) if covariance_p is None else covariance_p.double()
+    _check_symmetric("covariance", covariance)
+    _check_symmetric("covariance_p", covariance_p)
     root, root_p = torch.linalg.cholesky(covariance), torch.linalg.cholesky(covariance_p)
     # L_p⁻¹L has tr(Σ_p⁻¹Σ) as its squared Frobenius norm.
     mixed = torch.linalg.solve_triangular(root_p, root, upper=False)

@@ -12,18 +12,19 @@ References:
 1. `LOSSES`: what the two players are paid, as functions of the discriminator's logits alone.
 2. `gradient_penalty`, `r1_penalty`: what is added so that the discriminator's slope stays bounded.
 3. `Generator`, `Discriminator`: convolutional networks for square images, with labels if wanted.
-4. `AdversarialGame`: any loss with any pair of networks; `GAN`: with those of section 3.
-5. `ImageToImage`: the game with an image in place of the noise, and a content loss beside the judge.
+4. `AdversarialGame`: any loss with any pair of networks; `GAN`, by its `GANConfig`: with those of section 3.
+5. `ImageToImage`: the game with an image in place of the noise, and a content loss beside the discriminator.
 
 Deviations: the discriminator has spectral normalisation or none at all, no batch normalisation, and ends with a
 linear layer; the generator's batch normalisation counts the images of all processes.
 
-Shapes: `n` images, "n c h w" in [−1, 1]; `z` is noise, "n latent"; logits are "n".
+Shapes: `n` images, "n c h w" in [−1, 1]; `z` is noise, "n latent_dim"; logits are "n".
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal, get_args
 
 import torch
 from einops import rearrange
@@ -31,16 +32,18 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from companion.errors import unknown_name
-from companion.nn.convolutional import grid_sides, he_initialise
+from companion import checks
+from companion.nn.layers import Downsample, Upsample, he_initialise, scales
 from companion.nn.normalisation import BatchNorm2d
 from companion.nn.spectral import spectral_norm
-from companion.randomness import Source, integers, normal, uniform
+from companion.randomness import Source, integers, normal, source_of, uniform
 
 Labels = Int64[Tensor, " n"] | None
 Logits = Float[Tensor, " n"]
 Fakes = Float[Tensor, " m"]
 Scalar = Float[Tensor, ""]
+Loss = Literal["minimax", "non-saturating", "wasserstein", "hinge"]
+Normalisation = Literal["spectral", "none"]
 
 # --- 1. What the players are paid -----------------------------------------------------------------------------------
 
@@ -50,8 +53,8 @@ class AdversarialLoss:
     """Two losses of logits, where a large logit means "real".
 
     Attributes:
-        discriminator: of the logits of real images and of fakes.
-        generator: of the logits of fakes.
+        discriminator: of the real logits and the fake logits.
+        generator: of the fake logits.
     """
 
     discriminator: Callable[[Logits, Fakes], Scalar]
@@ -102,7 +105,9 @@ LOSSES = {
 # --- 2. Penalties on the discriminator's slope ----------------------------------------------------------------------
 
 
-def slopes(critic: Callable[[Tensor], Logits], x: Float[Tensor, "n *shape"]) -> Logits:
+def squared_gradient_norm(
+    critic: Callable[[Tensor], Logits], x: Float[Tensor, "n *shape"]
+) -> Logits:
     """Returns ‖∇_x critic(x)‖² of each sample, over all of its numbers, so that a loss can be made of it."""
     # Second derivatives in bf16 would be little but noise.
     with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
@@ -124,12 +129,12 @@ def gradient_penalty(
     eps = uniform((len(real),), source, real.device).reshape(-1, *[1] * (real.ndim - 1))
     between = eps * real + (1 - eps) * fake
     # The root has no slope at 0, and a critic may well be flat somewhere at the start.
-    return ((slopes(critic, between) + 1e-12).sqrt() - 1).square().mean()
+    return ((squared_gradient_norm(critic, between) + 1e-12).sqrt() - 1).square().mean()
 
 
 def r1_penalty(critic: Callable[[Tensor], Logits], real: Float[Tensor, "n *shape"]) -> Scalar:
     """Returns ½ E‖∇D(x)‖² at the real images (Mescheder et al., Eq. 9, without its γ)."""
-    return slopes(critic, real).mean() / 2
+    return squared_gradient_norm(critic, real).mean() / 2
 
 
 # --- 3. The networks ------------------------------------------------------------------------------------------------
@@ -148,9 +153,25 @@ def _initialise(module: nn.Module) -> None:
 
 def _check_labels(labels: Tensor | None, classes: int) -> None:
     if (labels is not None) != bool(classes):
-        wants = f"takes labels of {classes} classes" if classes else "was built without classes"
-        got = "none" if labels is None else "some"
-        raise ValueError(f"this network {wants}, got {got}.")
+        if classes:
+            raise ValueError(f"this network has {classes} classes: give each sample's label.")
+        raise ValueError("this network was built without classes: leave the labels out.")
+
+
+def _sides(size: int) -> list[int]:
+    sides = scales(size)
+    if len(sides) < 2:
+        raise ValueError(f"images must be larger than 8×8 pixels, got {size}×{size}.")
+    return sides
+
+
+def discriminator_depth(size: int) -> int:
+    """Returns how many convolutions a `Discriminator` of images of this size has.
+
+    Raises:
+        ValueError: if the size cannot be halved down to 8 or less.
+    """
+    return len(_sides(size))
 
 
 class Generator(nn.Module):
@@ -159,7 +180,7 @@ class Generator(nn.Module):
     The label, if there is one, stands as a one-hot vector beside the noise.
 
     Args:
-        latent: numbers of noise an image.
+        latent_dim: numbers of noise per image.
         channels: of the images, 1 or 3.
         size: their side in pixels: 28, 32, 64 and others that can be halved to at most 8.
         width: channels at half the side; each halving doubles them.
@@ -171,49 +192,34 @@ class Generator(nn.Module):
 
     def __init__(
         self,
-        latent: int = 64,
+        latent_dim: int = 64,
         channels: int = 1,
         size: int = 28,
         width: int = 32,
         classes: int = 0,
     ) -> None:
         super().__init__()
-        if min(latent, channels, width) < 1 or classes < 0:
-            raise ValueError(
-                f"latent, channels and width must be at least 1 and classes 0, got {latent}, {channels}, {width} "
-                f"and {classes}."
-            )
-        sides = grid_sides(size)
-        if len(sides) < 2:
-            raise ValueError(f"images must be larger than 8×8 pixels, got {size}×{size}.")
-        self.latent, self.channels, self.size = latent, channels, size
-        self.width, self.classes, self.grid = width, classes, sides[-1]
+        checks.whole(1, latent_dim=latent_dim, channels=channels, width=width)
+        checks.whole(0, classes=classes)
+        sides = _sides(size)
+        self.latent_dim, self.classes, self.grid = latent_dim, classes, sides[-1]
         widths = [width * 2**i for i in range(len(sides) - 1)][::-1]
-        self.spread = nn.Linear(latent + classes, widths[0] * self.grid**2, bias=False)
+        self.spread = nn.Linear(latent_dim + classes, widths[0] * self.grid**2, bias=False)
         layers: list[nn.Module] = [BatchNorm2d(widths[0]), nn.ReLU()]
         for before, after in pairwise(widths):
-            layers += [
-                nn.ConvTranspose2d(before, after, 4, stride=2, padding=1, bias=False),
-                BatchNorm2d(after),
-                nn.ReLU(),
-            ]
-        self.trunk = nn.Sequential(
-            *layers, nn.ConvTranspose2d(width, channels, 4, stride=2, padding=1), nn.Tanh()
-        )
+            layers += [Upsample(before, after, bias=False), BatchNorm2d(after), nn.ReLU()]
+        self.trunk = nn.Sequential(*layers, Upsample(width, channels), nn.Tanh())
         _initialise(self)
 
     def forward(
-        self, z: Float[Tensor, "n latent"], labels: Labels = None
+        self, z: Float[Tensor, "n latent_dim"], labels: Labels = None
     ) -> Float[Tensor, "n c h w"]:
         """Returns images in [−1, 1].
 
         Raises:
             ValueError: if the noise has another length, or labels are given to a network without or missing.
         """
-        if z.shape[1] != self.latent:
-            raise ValueError(
-                f"this generator takes {self.latent} numbers of noise, got {z.shape[1]}."
-            )
+        checks.codes(z, self.latent_dim, "generator")
         _check_labels(labels, self.classes)
         if labels is not None:
             z = torch.cat([z, F.one_hot(labels, self.classes).to(z)], dim=1)
@@ -222,7 +228,7 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Images to one logit each: convolutions that halve the image, leaky, then a linear layer.
+    """Images to one logit each, large for "real": convolutions that halve the image, leaky, then a linear layer.
 
     With labels it is a projection discriminator: the logit gains the product of the features with a vector of the
     class.
@@ -232,7 +238,7 @@ class Discriminator(nn.Module):
         size: their side in pixels, as for `Generator`.
         width: channels at half the side; each halving doubles them.
         classes: number of labels; 0 for a network without.
-        normalise: "spectral" or "none".
+        normalisation: of the weights, "spectral" or "none".
 
     Raises:
         ValueError: if a number is too small, the size cannot be halved so far, or there is no such normalisation.
@@ -244,24 +250,16 @@ class Discriminator(nn.Module):
         size: int = 28,
         width: int = 32,
         classes: int = 0,
-        normalise: str = "spectral",
+        normalisation: Normalisation = "spectral",
     ) -> None:
         super().__init__()
-        if min(channels, width) < 1 or classes < 0:
-            raise ValueError(
-                f"channels and width must be at least 1 and classes 0, got {channels}, {width} and {classes}."
-            )
-        if normalise not in ("spectral", "none"):
-            raise unknown_name("normalise", normalise, ["spectral", "none"])
-        sides = grid_sides(size)
-        if len(sides) < 2:
-            raise ValueError(f"images must be larger than 8×8 pixels, got {size}×{size}.")
-        self.channels, self.size, self.width = channels, size, width
-        self.classes, self.normalise = classes, normalise
+        checks.whole(1, channels=channels, width=width)
+        checks.whole(0, classes=classes)
+        checks.one_of(get_args(Normalisation), normalisation=normalisation)
+        sides = _sides(size)
+        self.channels, self.size, self.classes = channels, size, classes
         widths = [channels] + [width * 2**i for i in range(len(sides) - 1)]
-        halvings = [
-            nn.Conv2d(before, after, 4, stride=2, padding=1) for before, after in pairwise(widths)
-        ]
+        halvings = [Downsample(before, after) for before, after in pairwise(widths)]
         # One more convolution at the smallest grid: without it a feature sees only 10×10 pixels of a 28×28 image.
         self.convolutions = nn.ModuleList(
             [*halvings, nn.Conv2d(widths[-1], 2 * widths[-1], 3, padding=1)]
@@ -270,7 +268,7 @@ class Discriminator(nn.Module):
         self.head = nn.Linear(numbers, 1)
         self.projection = nn.Linear(classes, numbers, bias=False) if classes else None
         _initialise(self)
-        if normalise == "spectral":
+        if normalisation == "spectral":
             for layer in (*self.convolutions, self.head, self.projection):
                 if layer is not None:
                     spectral_norm(layer)
@@ -279,13 +277,10 @@ class Discriminator(nn.Module):
         """Returns the activations after each convolution, the shallowest first.
 
         Raises:
-            ValueError: if the images have another shape than the network was built for.
+            TypeError: if the images are bytes.
+            ValueError: if they have another shape than the network was built for.
         """
-        wanted = (self.channels, self.size, self.size)
-        if tuple(x.shape[1:]) != wanted:
-            raise ValueError(
-                f"this discriminator takes images of shape {wanted}, got {tuple(x.shape[1:])}."
-            )
+        checks.images(x, self.channels, self.size, "discriminator")
         found = []
         for convolution in self.convolutions:
             x = F.leaky_relu(convolution(x), 0.2)
@@ -293,7 +288,7 @@ class Discriminator(nn.Module):
         return found
 
     def judge(self, features: Float[Tensor, "n ..."], labels: Labels = None) -> Logits:
-        """Returns the logits of the deepest features; large means "real"."""
+        """Returns the logits of the deepest features."""
         _check_labels(labels, self.classes)
         flat = rearrange(features, "n c h w -> n (c h w)")
         logits = self.head(flat).squeeze(1)
@@ -303,7 +298,7 @@ class Discriminator(nn.Module):
         return logits.float()
 
     def forward(self, x: Float[Tensor, "n c h w"], labels: Labels = None) -> Logits:
-        """Returns one logit an image."""
+        """Returns one logit per image."""
         return self.judge(self.features(x)[-1], labels)
 
 
@@ -316,9 +311,9 @@ class AdversarialGame(nn.Module):
     Training takes the two losses in turns, each for its own network's parameters: an `Objective` with two phases.
 
     Args:
-        generator: from noise "n latent" (and labels, where there are classes) to samples.
+        generator: from noise "n latent_dim" (and labels, where there are classes) to samples.
         discriminator: from samples (and labels) to logits "n".
-        latent: numbers of noise a sample.
+        latent_dim: numbers of noise per sample.
         classes: number of labels; 0 plays without.
         loss: one of `LOSSES`.
         gradient_penalty: weight λ of `gradient_penalty`; WGAN-GP has 10 with the loss "wasserstein".
@@ -333,20 +328,18 @@ class AdversarialGame(nn.Module):
         self,
         generator: nn.Module,
         discriminator: nn.Module,
-        latent: int,
+        latent_dim: int,
         *,
         classes: int = 0,
-        loss: str = "non-saturating",
+        loss: Loss = "non-saturating",
         gradient_penalty: float | int = 0.0,
         r1: float | int = 0.0,
     ) -> None:
         super().__init__()
-        if loss not in LOSSES:
-            raise unknown_name("loss", loss, LOSSES)
-        if min(gradient_penalty, r1) < 0:
-            raise ValueError(
-                f"weights of penalties must not be negative, got gradient_penalty={gradient_penalty}, r1={r1}."
-            )
+        checks.whole(1, latent_dim=latent_dim)
+        checks.whole(0, classes=classes)
+        checks.one_of(LOSSES, loss=loss)
+        checks.number(0, gradient_penalty=gradient_penalty, r1=r1)
         batchwise = any(
             isinstance(m, nn.modules.batchnorm._BatchNorm) for m in discriminator.modules()
         )
@@ -356,7 +349,7 @@ class AdversarialGame(nn.Module):
                 "its weights, its layers, or nothing."
             )
         self.generator, self.discriminator = generator, discriminator
-        self.latent, self.classes = latent, classes
+        self.latent_dim, self.classes = latent_dim, classes
         self.loss, self.gradient_penalty, self.r1 = loss, gradient_penalty, r1
 
     def _device(self) -> torch.device:
@@ -373,7 +366,7 @@ class AdversarialGame(nn.Module):
     def generate(self, n: int, source: Source, labels: Labels = None) -> Float[Tensor, "n *shape"]:
         """Draws samples as the generator makes them now, with their gradient."""
         return self.generator(
-            normal((n, self.latent), source, self._device()), *self._labels(labels)
+            normal((n, self.latent_dim), source, self._device()), *self._labels(labels)
         )
 
     def discriminator_loss(
@@ -387,14 +380,16 @@ class AdversarialGame(nn.Module):
             labels: of the real samples, where there are classes.
 
         Returns:
-            "loss"; "real" and "fake", the mean logits; "penalty", unweighted, where there is one.
+            "loss"; "real" and "fake", the means of the real and the fake logits; "penalty" and "r1", unweighted, where
+            there are such.
         """
         with torch.no_grad():
             fake = self.generate(len(real), source, labels).to(real.dtype)
         given = self._labels(labels)
-        on_real, on_fake = self.discriminator(real, *given), self.discriminator(fake, *given)
-        loss = LOSSES[self.loss].discriminator(on_real, on_fake)
-        values = {"real": on_real.mean(), "fake": on_fake.mean()}
+        real_logits = self.discriminator(real, *given)
+        fake_logits = self.discriminator(fake, *given)
+        loss = LOSSES[self.loss].discriminator(real_logits, fake_logits)
+        values = {"real": real_logits.mean(), "fake": fake_logits.mean()}
 
         def critic(x: Tensor) -> Tensor:
             return self.discriminator(x, *given)
@@ -414,56 +409,94 @@ class AdversarialGame(nn.Module):
         return {"loss": LOSSES[self.loss].generator(logits)}
 
     @torch.no_grad()
-    def sample(self, n: int, source: Source, labels: Labels = None) -> Float[Tensor, "n *shape"]:
-        """Draws samples; a game with classes and without labels draws them, all classes alike."""
+    def sample(
+        self,
+        n: int,
+        source: Source | None = None,
+        *,
+        seed: int | None = None,
+        labels: Labels = None,
+    ) -> Float[Tensor, "n *shape"]:
+        """Draws samples.
+
+        Args:
+            n: how many.
+            source: of the noise, and of the labels where they are drawn.
+            seed: in place of a source; sample i is then a function of the seed and of i alone.
+            labels: one per sample, for a game with classes; left out, they are drawn, all classes alike.
+
+        Raises:
+            ValueError: unless exactly one of source and seed is given.
+        """
+        source = source_of(n, source, seed)
         if labels is None and self.classes:
             labels = integers(self.classes, (n,), source, self._device())
         return self.generate(n, source, labels)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GANConfig:
+    """The settings of a `GAN`.
+
+    Attributes:
+        channels: of the images, 1 or 3.
+        size: their side in pixels: 28, 32, 64 and others that can be halved to at most 8.
+        latent_dim: numbers of noise per image.
+        generator_width: channels of the generator at half the side of the image; each halving doubles them.
+        discriminator_width: channels of the discriminator at half the side.
+        classes: number of labels; 0 plays without.
+        normalisation: of the discriminator's weights, "spectral" or "none".
+        loss: one of `LOSSES`.
+        gradient_penalty: weight of the penalty between real and fake images (WGAN-GP has 10).
+        r1: weight of the penalty at the real images.
+
+    Raises:
+        ValueError: for a setting that cannot work; the message names it, its value and the remedy.
+    """
+
+    channels: int = 1
+    size: int = 28
+    latent_dim: int = 64
+    generator_width: int = 64
+    discriminator_width: int = 32
+    classes: int = 0
+    normalisation: Normalisation = "spectral"
+    loss: Loss = "hinge"
+    gradient_penalty: float | int = 0.0
+    r1: float | int = 0.0
+
+    def __post_init__(self) -> None:
+        checks.whole(1, channels=self.channels, size=self.size, latent_dim=self.latent_dim)
+        checks.whole(1, generator_width=self.generator_width)
+        checks.whole(1, discriminator_width=self.discriminator_width)
+        checks.whole(0, classes=self.classes)
+        checks.one_of(get_args(Normalisation), normalisation=self.normalisation)
+        checks.one_of(LOSSES, loss=self.loss)
+        checks.number(0, gradient_penalty=self.gradient_penalty, r1=self.r1)
+        _sides(self.size)
 
 
 class GAN(AdversarialGame):
     """The game with the convolutional networks of section 3.
 
     Args:
-        channels: of the images, 1 or 3.
-        size: their side in pixels.
-        latent: numbers of noise an image.
-        generator_width: channels of the generator at half the side.
-        discriminator_width: channels of the discriminator at half the side.
-        classes: number of labels; 0 plays without.
-        normalise: of the discriminator, "spectral" or "none".
-        loss: one of `LOSSES`.
-        gradient_penalty: weight of the penalty between real and fake.
-        r1: weight of the penalty at the real images.
-
-    Raises:
-        ValueError: as from `Generator`, `Discriminator` and `AdversarialGame`.
+        config: the settings; the defaults are those of the shipped checkpoint "gan".
     """
 
-    def __init__(
-        self,
-        channels: int = 1,
-        size: int = 28,
-        latent: int = 64,
-        generator_width: int = 32,
-        discriminator_width: int = 32,
-        classes: int = 0,
-        normalise: str = "spectral",
-        loss: str = "hinge",
-        gradient_penalty: float | int = 0.0,
-        r1: float | int = 0.0,
-    ) -> None:
+    Config = GANConfig
+
+    def __init__(self, config: GANConfig | None = None) -> None:
+        c = config or GANConfig()
         super().__init__(
-            Generator(latent, channels, size, generator_width, classes),
-            Discriminator(channels, size, discriminator_width, classes, normalise),
-            latent,
-            classes=classes,
-            loss=loss,
-            gradient_penalty=gradient_penalty,
-            r1=r1,
+            Generator(c.latent_dim, c.channels, c.size, c.generator_width, c.classes),
+            Discriminator(c.channels, c.size, c.discriminator_width, c.classes, c.normalisation),
+            c.latent_dim,
+            classes=c.classes,
+            loss=c.loss,
+            gradient_penalty=c.gradient_penalty,
+            r1=c.r1,
         )
-        self.channels, self.size, self.normalise = channels, size, normalise
-        self.generator_width, self.discriminator_width = generator_width, discriminator_width
+        self.config = c
 
 
 # --- 5. From image to image -----------------------------------------------------------------------------------------
@@ -521,11 +554,11 @@ class UNetGenerator(nn.Module):
     def __init__(self, channels: int = 1, width: int = 16) -> None:
         super().__init__()
         self.enter = nn.Conv2d(channels, width, 3, padding=1)
-        self.down_1 = nn.Conv2d(width, 2 * width, 4, stride=2, padding=1)
-        self.down_2 = nn.Conv2d(2 * width, 4 * width, 4, stride=2, padding=1)
+        self.down_1 = Downsample(width, 2 * width)
+        self.down_2 = Downsample(2 * width, 4 * width)
         self.middle = nn.Conv2d(4 * width, 4 * width, 3, padding=1)
-        self.up_2 = nn.ConvTranspose2d(4 * width, 2 * width, 4, stride=2, padding=1)
-        self.up_1 = nn.ConvTranspose2d(4 * width, width, 4, stride=2, padding=1)
+        self.up_2 = Upsample(4 * width, 2 * width)
+        self.up_1 = Upsample(4 * width, width)
         self.leave = nn.Conv2d(2 * width, channels, 3, padding=1)
         he_initialise(self)
 
@@ -541,61 +574,85 @@ class UNetGenerator(nn.Module):
         return torch.tanh(x + self.leave(full))
 
 
-class ImageToImage(nn.Module):
-    """A network from one image to another, trained by a content loss, a judge of pairs, or both.
+@dataclass(frozen=True, kw_only=True)
+class ImageToImageConfig:
+    """The settings of an `ImageToImage`.
 
-    The judge sees (given, answer) side by side as channels, so that an answer must fit its question and not only
-    look real. There is no noise: one question has one answer.
-
-    Args:
+    Attributes:
         channels: of the images.
         size: their side in pixels.
-        generator_width: channels of the generator at the full side.
+        generator_width: channels of the generator at the full side of the image.
         discriminator_width: channels of the discriminator at half the side.
-        content: weight of the mean squared error a pixel.
-        adversarial: weight of the judge; at 0 it is not asked.
+        content: weight of the mean squared error per pixel.
+        adversarial: weight of the discriminator in the generator's loss; at 0 it is not asked.
         loss: one of `LOSSES`.
 
     Raises:
-        ValueError: if a weight is negative or both are 0, or as from `Discriminator`.
+        ValueError: for a setting that cannot work; the message names it, its value and the remedy.
     """
 
-    def __init__(
-        self,
-        channels: int = 1,
-        size: int = 28,
-        generator_width: int = 16,
-        discriminator_width: int = 16,
-        content: float | int = 1.0,
-        adversarial: float | int = 0.01,
-        loss: str = "non-saturating",
-    ) -> None:
-        super().__init__()
-        if min(content, adversarial) < 0 or content + adversarial == 0:
+    channels: int = 1
+    size: int = 28
+    generator_width: int = 16
+    discriminator_width: int = 16
+    content: float | int = 1.0
+    adversarial: float | int = 0.01
+    loss: Loss = "non-saturating"
+
+    def __post_init__(self) -> None:
+        checks.whole(1, channels=self.channels, size=self.size)
+        checks.whole(1, generator_width=self.generator_width)
+        checks.whole(1, discriminator_width=self.discriminator_width)
+        checks.number(0, content=self.content, adversarial=self.adversarial)
+        if self.content + self.adversarial == 0:
             raise ValueError(
-                f"content and adversarial must not be negative, nor both 0, got {content} and {adversarial}."
+                "content and adversarial are both 0, so there is no loss: give one of them a weight."
             )
-        if loss not in LOSSES:
-            raise unknown_name("loss", loss, LOSSES)
-        self.channels, self.size, self.loss = channels, size, loss
-        self.generator_width, self.discriminator_width = generator_width, discriminator_width
-        self.content, self.adversarial = content, adversarial
-        self.generator = UNetGenerator(channels, generator_width)
-        self.discriminator = Discriminator(2 * channels, size, discriminator_width)
+        checks.one_of(LOSSES, loss=self.loss)
+        _sides(self.size)
+        if self.size % 4:
+            raise ValueError(
+                f"size must be a multiple of 4, got {self.size}; pad or resize the images."
+            )
+
+
+class ImageToImage(nn.Module):
+    """A network from one image to another, trained by a content loss, a discriminator of pairs, or both.
+
+    The discriminator sees (given, answer) side by side as channels, so that an answer must fit its question and not
+    only look real. There is no noise: one question has one answer.
+
+    Args:
+        config: the settings.
+    """
+
+    Config = ImageToImageConfig
+
+    def __init__(self, config: ImageToImageConfig | None = None) -> None:
+        super().__init__()
+        self.config = c = config or ImageToImageConfig()
+        self.generator = UNetGenerator(c.channels, c.generator_width)
+        self.discriminator = Discriminator(2 * c.channels, c.size, c.discriminator_width)
 
     def forward(self, given: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
-        """Returns the answers, in [−1, 1]."""
+        """Returns the answers, in [−1, 1].
+
+        Raises:
+            TypeError: if the images are bytes.
+            ValueError: if they have another shape than the network was built for.
+        """
+        checks.images(given, self.config.channels, self.config.size, "image-to-image network")
         return self.generator(given)
 
     def discriminator_loss(
         self, given: Float[Tensor, "n c h w"], wanted: Float[Tensor, "n c h w"]
     ) -> dict[str, Scalar]:
-        """Returns the judge's loss on (given, wanted) against (given, answer)."""
+        """Returns the discriminator's loss on (given, wanted) against (given, answer)."""
         with torch.no_grad():
             answer = self(given).to(given.dtype)
         real = self.discriminator(torch.cat([given, wanted], dim=1))
         fake = self.discriminator(torch.cat([given, answer], dim=1))
-        loss = LOSSES[self.loss].discriminator(real, fake)
+        loss = LOSSES[self.config.loss].discriminator(real, fake)
         return {"loss": loss, "real": real.mean(), "fake": fake.mean()}
 
     def generator_loss(
@@ -604,8 +661,8 @@ class ImageToImage(nn.Module):
         """Returns the weighted sum, and the content term alone."""
         answer = self(given).float()
         content = F.mse_loss(answer, wanted)
-        loss = self.content * content
-        if self.adversarial:
+        loss = self.config.content * content
+        if self.config.adversarial:
             logits = self.discriminator(torch.cat([given, answer], dim=1))
-            loss = loss + self.adversarial * LOSSES[self.loss].generator(logits)
+            loss = loss + self.config.adversarial * LOSSES[self.config.loss].generator(logits)
         return {"loss": loss, "content": content}

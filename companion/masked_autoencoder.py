@@ -7,13 +7,14 @@ References:
     Dosovitskiy et al., An Image is Worth 16x16 Words, 2021: an image as a sequence of patches.
 
 Deviations: it is small, for images of 28 to 32 pixels; there is no class token, since the mean over the visible
-tokens serves as the feature vector; decoder and encoder have the same head count; a share of 0, which the paper
+tokens serves as the feature vector; decoder and encoder have the same head count; a mask ratio of 0, which the paper
 does not consider, makes the loss count all patches, so that the plain autoencoder is the end of the same scale.
 
 Shapes: `n` images, `t` patches of `d` numbers each, `v` visible patches, `c` channels of an image or of tokens.
 """
 
 import math
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -22,7 +23,8 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from companion.nn.encoder import EncoderBlock
+from companion import checks
+from companion.nn.transformer import Block
 from companion.randomness import Source, uniform
 
 
@@ -55,21 +57,20 @@ def unpatchify(
     )
 
 
-def hidden_count(patches: int, share: float | int) -> int:
-    """Returns how many patches a share hides: the nearest whole number, but one at least stays visible.
+def hidden_count(patches: int, mask_ratio: float | int) -> int:
+    """Returns how many patches a mask ratio hides: the nearest whole number, but one at least stays visible.
 
     Raises:
-        ValueError: if the share does not lie in [0, 1).
+        ValueError: if the ratio does not lie in [0, 1).
     """
-    if not 0 <= share < 1:
-        raise ValueError(f"share is {share}: choose a share of hidden patches in [0, 1)")
-    return min(round(share * patches), patches - 1)
+    checks.number(0, 1, mask_ratio=mask_ratio)
+    return min(round(mask_ratio * patches), patches - 1)
 
 
 def random_masking(
     n: int,
     patches: int,
-    share: float | int,
+    mask_ratio: float | int,
     source: Source,
     device: str | torch.device | None = None,
 ) -> Masking:
@@ -78,13 +79,13 @@ def random_masking(
     Args:
         n: number of images.
         patches: patches of an image.
-        share: of the patches to hide, in [0, 1); see `hidden_count`.
+        mask_ratio: share of the patches to hide, in [0, 1); see `hidden_count`.
         source: of the draws.
         device: where the result goes; by default it stays with the source's generator.
     """
     # A random order by sorting uniform numbers (He et al., "simple implementation" in section 3).
     order = uniform((n, patches), source, device).argsort(dim=1)
-    kept = patches - hidden_count(patches, share)
+    kept = patches - hidden_count(patches, mask_ratio)
     restore = order.argsort(dim=1)
     return Masking(order[:, :kept], restore, restore >= kept)
 
@@ -113,10 +114,11 @@ def positions(side: int, width: int) -> Float[Tensor, "t c"]:
     return torch.cat([rows, columns], dim=-1).reshape(side * side, width)
 
 
-class MaskedAutoencoder(nn.Module):
-    """An asymmetric autoencoder of patches.
+@dataclass(frozen=True, kw_only=True)
+class MaskedAutoencoderConfig:
+    """The settings of a `MaskedAutoencoder`.
 
-    Args:
+    Attributes:
         channels: of the images.
         size: height and width of the images, in pixels.
         patch: height and width of a patch, in pixels; it divides the size.
@@ -125,61 +127,85 @@ class MaskedAutoencoder(nn.Module):
         decoder_width: channels of the decoder's tokens, a multiple of 4 and of `heads`.
         decoder_layers: blocks of the decoder.
         heads: attention heads of every block.
-        share: of the patches that training hides.
-        normalise: predict each patch after its own mean and standard deviation were taken out.
+        mask_ratio: share of the patches that training hides, in [0, 1).
+        normalise_targets: predict each patch after its own mean and standard deviation were taken out.
         learned_positions: train the position codes, from the fixed ones on.
 
     Raises:
-        ValueError: for sizes that cannot work.
+        ValueError: for a setting that cannot work; the message names it, its value and the remedy.
     """
 
-    def __init__(
-        self,
-        channels: int = 1,
-        size: int = 28,
-        patch: int = 4,
-        width: int = 96,
-        layers: int = 4,
-        decoder_width: int = 64,
-        decoder_layers: int = 2,
-        heads: int = 4,
-        share: float | int = 0.75,
-        normalise: bool = False,
-        learned_positions: bool = False,
-    ) -> None:
-        super().__init__()
-        if patch < 1 or size % patch:
+    channels: int = 1
+    size: int = 28
+    patch: int = 4
+    width: int = 64
+    layers: int = 3
+    decoder_width: int = 48
+    decoder_layers: int = 1
+    heads: int = 4
+    mask_ratio: float | int = 0.75
+    normalise_targets: bool = False
+    learned_positions: bool = False
+
+    def __post_init__(self) -> None:
+        checks.whole(1, channels=self.channels, size=self.size, patch=self.patch, heads=self.heads)
+        checks.whole(0, checks.MOST_LAYERS, layers=self.layers, decoder_layers=self.decoder_layers)
+        checks.flag(normalise_targets=self.normalise_targets)
+        checks.flag(learned_positions=self.learned_positions)
+        checks.number(0, 1, mask_ratio=self.mask_ratio)
+        if self.size % self.patch:
             raise ValueError(
-                f"patches of {patch} pixels do not tile images of {size}: choose a divisor"
+                f"patch is {self.patch} and size {self.size}: such patches do not tile the images; choose a divisor"
             )
-        self.channels, self.size, self.patch = channels, size, patch
-        self.width, self.layers, self.heads = width, layers, heads
-        self.decoder_width, self.decoder_layers = decoder_width, decoder_layers
-        self.share, self.normalise = share, normalise
-        self.learned_positions = learned_positions
-        side = size // patch
+        for name in ("width", "decoder_width"):
+            width = getattr(self, name)
+            checks.whole(1, **{name: width})
+            if width % math.lcm(4, self.heads):
+                raise ValueError(
+                    f"{name} is {width}: choose a multiple of 4, for the positions, and of the {self.heads} heads"
+                )
+        if self.normalise_targets and self.channels * self.patch**2 == 1:
+            raise ValueError(
+                "normalise_targets takes mean and deviation of each patch, but a grey patch of 1 pixel has no "
+                "deviation: choose a larger patch, or leave normalise_targets out"
+            )
+
+
+class MaskedAutoencoder(nn.Module):
+    """An asymmetric autoencoder of patches.
+
+    Args:
+        config: the settings; the defaults are those of the shipped checkpoint "masked-autoencoder".
+    """
+
+    Config = MaskedAutoencoderConfig
+
+    def __init__(self, config: MaskedAutoencoderConfig | None = None) -> None:
+        super().__init__()
+        self.config = c = config or MaskedAutoencoderConfig()
+        side = c.size // c.patch
         self.patches = side * side
-        hidden_count(self.patches, share)  # raises for a share that makes no sense
-        numbers = channels * patch * patch
-        self.embed = nn.Linear(numbers, width)
-        self.blocks = nn.ModuleList(EncoderBlock(width, heads) for _ in range(layers))
-        self.norm = nn.LayerNorm(width)
-        self.project = nn.Linear(width, decoder_width)
-        self.mask_token = nn.Parameter(torch.zeros(decoder_width))
+        numbers = c.channels * c.patch**2
+        self.embed = nn.Linear(numbers, c.width)
+        self.blocks = nn.ModuleList(Block(c.width, c.heads) for _ in range(c.layers))
+        self.norm = nn.LayerNorm(c.width)
+        self.project = nn.Linear(c.width, c.decoder_width)
+        self.mask_token = nn.Parameter(torch.zeros(c.decoder_width))
         self.decoder_blocks = nn.ModuleList(
-            EncoderBlock(decoder_width, heads) for _ in range(decoder_layers)
+            Block(c.decoder_width, c.heads) for _ in range(c.decoder_layers)
         )
-        self.decoder_norm = nn.LayerNorm(decoder_width)
-        self.head = nn.Linear(decoder_width, numbers)
-        for name, count in (("encoder_positions", width), ("decoder_positions", decoder_width)):
-            code = nn.Parameter(positions(side, count), requires_grad=learned_positions)
+        self.decoder_norm = nn.LayerNorm(c.decoder_width)
+        self.head = nn.Linear(c.decoder_width, numbers)
+        widths = (("encoder_positions", c.width), ("decoder_positions", c.decoder_width))
+        for name, width in widths:
+            code = nn.Parameter(positions(side, width), requires_grad=c.learned_positions)
             self.register_parameter(name, code)
         nn.init.normal_(self.mask_token, std=0.02)
 
-    def masking(self, n: int, source: Source, share: float | int | None = None) -> Masking:
-        """Draws which patches of n images are visible; the training's share unless another is given."""
-        share = self.share if share is None else share
-        return random_masking(n, self.patches, share, source, self.mask_token.device)
+    def masking(self, n: int, source: Source, mask_ratio: float | int | None = None) -> Masking:
+        """Draws which patches of n images are visible; by the training's mask ratio unless another is given."""
+        ratio = self.config.mask_ratio if mask_ratio is None else mask_ratio
+        return random_masking(n, self.patches, ratio, source, self.mask_token.device)
 
     def encode(
         self, x: Float[Tensor, "n c h w"], visible: Int64[Tensor, "n v"] | None = None
@@ -189,8 +215,13 @@ class MaskedAutoencoder(nn.Module):
         Args:
             x: images in [−1, 1].
             visible: positions of the visible patches; all of them, in order, if left out.
+
+        Raises:
+            TypeError: if the images are bytes.
+            ValueError: if they have another shape than the network was built for.
         """
-        tokens, codes = patchify(x, self.patch), self.encoder_positions
+        checks.images(x, self.config.channels, self.config.size, "masked autoencoder")
+        tokens, codes = patchify(x, self.config.patch), self.encoder_positions
         if visible is not None:
             tokens, codes = gather(tokens, visible), codes[visible]
         hidden = self.embed(tokens) + codes
@@ -199,7 +230,7 @@ class MaskedAutoencoder(nn.Module):
         return self.norm(hidden)
 
     def features(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k"]:
-        """Returns one vector an image: the mean over the tokens, with every patch visible."""
+        """Returns one vector per image: the mean over the tokens, with every patch visible."""
         return self.encode(x).mean(dim=1)
 
     def decode(
@@ -225,8 +256,8 @@ class MaskedAutoencoder(nn.Module):
 
     def targets(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n t d"]:
         """Returns what the patches should be predicted as: themselves, or standardised one by one."""
-        patches = patchify(x, self.patch)
-        if not self.normalise:
+        patches = patchify(x, self.config.patch)
+        if not self.config.normalise_targets:
             return patches
         mean = patches.mean(dim=-1, keepdim=True)
         variance = patches.var(dim=-1, keepdim=True)
@@ -258,13 +289,13 @@ class MaskedAutoencoder(nn.Module):
     ) -> Float[Tensor, "n c h w"]:
         """Returns the images with predictions in the hidden patches and the truth in the visible ones.
 
-        With `normalise`, the hidden patches get back the mean and deviation of the truth, as in the paper's
+        With `normalise_targets`, the hidden patches get back the mean and deviation of the truth, as in the paper's
         figures: a picture to look at, and no prediction.
         """
-        patches = patchify(x, self.patch)
+        patches = patchify(x, self.config.patch)
         predicted = self(x, masking).to(x)
-        if self.normalise:
+        if self.config.normalise_targets:
             deviation = (patches.var(dim=-1, keepdim=True) + 1e-6).sqrt()
             predicted = predicted * deviation + patches.mean(dim=-1, keepdim=True)
         kept = torch.where(masking.hidden[..., None], predicted, patches)
-        return unpatchify(kept, self.patch, self.channels)
+        return unpatchify(kept, self.config.patch, self.config.channels)

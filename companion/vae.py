@@ -12,6 +12,7 @@ dequantised bytes, so that their density bounds a probability and cannot grow wi
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
@@ -20,7 +21,9 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from companion import checks
 from companion.distributions import (
+    DiagonalGaussian,
     bernoulli_log_likelihood,
     dequantise,
     gaussian_log_density,
@@ -28,13 +31,15 @@ from companion.distributions import (
     kl_gaussian,
     log_mean_exp,
 )
-from companion.nn.residual import ResidualDecoder, ResidualEncoder, mlp
-from companion.randomness import Source, integers, normal, uniform
+from companion.nn.convolutional import ResidualDecoder, ResidualEncoder
+from companion.nn.layers import perceptron
+from companion.randomness import Source, integers, normal, source_of, uniform
 
 __all__ = [
     "VAE",
     "Bound",
     "LinearVAE",
+    "VAEConfig",
     "active_units",
     "aggregate_kl",
     "aggregate_kl_gaussian",
@@ -68,17 +73,15 @@ class Bound(NamedTuple):
         return self.log_likelihood - self.kl.sum(dim=1)
 
 
-class VAE(nn.Module):
-    """A variational autoencoder of square images in [−1, 1].
+@dataclass(frozen=True, kw_only=True)
+class VAEConfig:
+    """The settings of a `VAE`.
 
-    With the Bernoulli likelihood, images are binarised anew whenever a bound is computed (dynamic binarisation,
-    drawn from the caller's source), and decoded images and samples are the pixels' *means*, not bits.
-
-    Args:
+    Attributes:
         channels: of the images.
-        size: their side; a multiple of 4 for the convolutional architecture.
-        width: of the networks: channels at half the side, or hidden units of the perceptron in sixteens.
-        latent: d, the number of latent coordinates.
+        size: their side in pixels; a multiple of 4 for the convolutional architecture.
+        width: channels at half the side of the image; hidden units of the perceptron in sixteens.
+        latent_dim: d, the number of latent coordinates.
         likelihood: "bernoulli" for black and white pixels, "gaussian" for bytes.
         architecture: "convolutional" or "mlp".
         depth: residual blocks at each scale; of the perceptron, hidden layers.
@@ -90,61 +93,78 @@ class VAE(nn.Module):
         classes: number of labels the model is conditional on; 0 for none.
 
     Raises:
-        ValueError: if an option is unknown or a number out of range.
+        ValueError: for a setting that cannot work; the message names it, its value and the remedy.
     """
 
-    def __init__(
-        self,
-        channels: int = 1,
-        size: int = 28,
-        width: int = 16,
-        latent: int = 16,
-        *,
-        likelihood: Literal["bernoulli", "gaussian"] = "bernoulli",
-        architecture: Literal["convolutional", "mlp"] = "convolutional",
-        depth: int = 1,
-        beta: float = 1.0,
-        free_nats: float = 0.0,
-        sigma: float | None = None,
-        classes: int = 0,
-    ) -> None:
+    channels: int = 1
+    size: int = 28
+    width: int = 32
+    latent_dim: int = 32
+    likelihood: Literal["bernoulli", "gaussian"] = "bernoulli"
+    architecture: Literal["convolutional", "mlp"] = "convolutional"
+    depth: int = 1
+    beta: float | int = 1.0
+    free_nats: float | int = 0.0
+    sigma: float | int | None = None
+    classes: int = 0
+
+    def __post_init__(self) -> None:
+        checks.whole(1, channels=self.channels, size=self.size, width=self.width)
+        checks.whole(1, latent_dim=self.latent_dim)
+        checks.whole(0, classes=self.classes)
+        checks.whole(0, checks.MOST_LAYERS, depth=self.depth)
+        checks.one_of(["bernoulli", "gaussian"], likelihood=self.likelihood)
+        checks.one_of(["convolutional", "mlp"], architecture=self.architecture)
+        checks.number(0, beta=self.beta, free_nats=self.free_nats)
+        if self.sigma is not None:
+            checks.number(above=0, sigma=self.sigma)
+            if self.likelihood != "gaussian":
+                raise ValueError(
+                    f"sigma is the standard deviation of a gaussian likelihood, got sigma {self.sigma} and likelihood "
+                    f"{self.likelihood!r}: leave sigma out, or choose the gaussian one."
+                )
+        if self.architecture == "convolutional" and self.size % 4:
+            raise ValueError(
+                f"size must be a multiple of 4, got {self.size}; pad or resize the images."
+            )
+
+
+class VAE(nn.Module):
+    """A variational autoencoder of square images in [−1, 1].
+
+    With the Bernoulli likelihood, images are binarised anew whenever a bound is computed (dynamic binarisation,
+    drawn from the caller's source), and decoded images and samples are the pixels' *means*, not bits.
+
+    Args:
+        config: the settings; the defaults are those of the shipped checkpoint "vae".
+    """
+
+    Config = VAEConfig
+
+    def __init__(self, config: VAEConfig | None = None) -> None:
         super().__init__()
-        if likelihood not in ("bernoulli", "gaussian"):
-            raise ValueError(f"likelihood must be bernoulli or gaussian, got {likelihood!r}.")
-        if architecture not in ("convolutional", "mlp"):
-            raise ValueError(f"architecture must be convolutional or mlp, got {architecture!r}.")
-        if latent < 1 or beta < 0 or free_nats < 0 or classes < 0:
-            raise ValueError(
-                "latent must be at least 1, and beta, free_nats and classes not negative, got "
-                f"{latent}, {beta}, {free_nats} and {classes}."
-            )
-        if sigma is not None and (likelihood != "gaussian" or sigma <= 0):
-            raise ValueError(
-                f"sigma is the positive standard deviation of a gaussian likelihood, got {sigma}."
-            )
-        self.channels, self.size, self.width, self.latent = channels, size, width, latent
-        self.likelihood, self.architecture, self.depth = likelihood, architecture, depth
-        self.beta, self.free_nats, self.sigma, self.classes = beta, free_nats, sigma, classes
-        shape = (channels, size, size)
-        if architecture == "convolutional":
+        self.config = c = config or VAEConfig()
+        shape = (c.channels, c.size, c.size)
+        if c.architecture == "convolutional":
             self.encoder: nn.Module = ResidualEncoder(
-                channels + classes, size, width, depth, 2 * latent
+                c.channels + c.classes, c.size, c.width, c.depth, 2 * c.latent_dim
             )
             self.decoder: nn.Module = ResidualDecoder(
-                latent + classes, channels, size, width, depth
+                c.latent_dim + c.classes, c.channels, c.size, c.width, c.depth
             )
         else:
-            hidden, pixels = (16 * width,) * depth, math.prod(shape)
+            hidden, pixels = (16 * c.width,) * c.depth, math.prod(shape)
             self.encoder = nn.Sequential(
-                nn.Flatten(), mlp((pixels + classes * size**2, *hidden, 2 * latent))
+                nn.Flatten(),
+                perceptron(pixels + c.classes * c.size**2, *hidden, 2 * c.latent_dim),
             )
             self.decoder = nn.Sequential(
-                mlp((latent + classes, *hidden, pixels)), nn.Unflatten(1, shape)
+                perceptron(c.latent_dim + c.classes, *hidden, pixels), nn.Unflatten(1, shape)
             )
-        if likelihood == "gaussian":
+        if c.likelihood == "gaussian":
             # Starts at the scale of the data; a fixed one is no parameter.
-            start = torch.tensor(2 * math.log(sigma or 0.5))
-            if sigma is None:
+            start = torch.tensor(2 * math.log(c.sigma or 0.5))
+            if c.sigma is None:
                 self.log_var_x = nn.Parameter(start)
             else:
                 self.register_buffer("log_var_x", start, persistent=False)
@@ -152,14 +172,17 @@ class VAE(nn.Module):
     # -- Encoder and decoder ------------------------------------------------------------------------------
 
     def _one_hot(self, labels: Tensor | None, n: int) -> Tensor:
-        if (labels is None) != (self.classes == 0):
+        classes = self.config.classes
+        if (labels is None) != (classes == 0):
             raise ValueError(
-                f"this VAE has {self.classes} classes: give labels exactly when there are some."
+                f"this VAE has {classes} classes: give each sample's label."
+                if classes
+                else "this VAE was built without classes: leave the labels out."
             )
         device = next(self.parameters()).device
         if labels is None:
             return torch.zeros(n, 0, device=device)
-        return F.one_hot(labels, self.classes).to(device, torch.float32)
+        return F.one_hot(labels, classes).to(device, torch.float32)
 
     def encode(
         self, x: Float[Tensor, "n c h w"], labels: Int64[Tensor, " n"] | None = None
@@ -167,17 +190,28 @@ class VAE(nn.Module):
         """Returns μ(x) and log σ²(x) of the posterior q(z|x); nothing is drawn.
 
         A Bernoulli VAE is trained on black and white images (`binarise`); grey ones are accepted too.
+
+        Raises:
+            TypeError: if the images are bytes.
+            ValueError: if they have another shape than the network was built for, or labels are missing or too many.
         """
+        checks.images(x, self.config.channels, self.config.size, "VAE")
         y = self._one_hot(labels, len(x))
         planes = repeat(y, "n k -> n k h w", h=x.shape[2], w=x.shape[3])
         mu, log_var = self.encoder(torch.cat([x, planes], dim=1)).float().chunk(2, dim=1)
         return mu, log_var
 
+    def posterior(
+        self, x: Float[Tensor, "n c h w"], labels: Int64[Tensor, " n"] | None = None
+    ) -> DiagonalGaussian:
+        """Returns q(z|x) as a distribution; see `encode`."""
+        return DiagonalGaussian(*self.encode(x, labels))
+
     def reparameterise(
         self, mu: Float[Tensor, "n d"], log_var: Float[Tensor, "n d"], source: Source
     ) -> Float[Tensor, "n d"]:
         """Draws z = μ + σ·ε with ε ~ N(0, I), differentiable in μ and σ."""
-        return mu + (0.5 * log_var).exp() * normal(tuple(mu.shape), source, mu.device)
+        return DiagonalGaussian(mu, log_var).sample(source)
 
     def decode_raw(
         self, z: Float[Tensor, "n d"], labels: Int64[Tensor, " n"] | None = None
@@ -190,7 +224,7 @@ class VAE(nn.Module):
     ) -> Float[Tensor, "n c h w"]:
         """Returns E[x|z], the mean images, in [−1, 1]."""
         raw = self.decode_raw(z, labels)
-        return 2 * raw.sigmoid() - 1 if self.likelihood == "bernoulli" else raw.clamp(-1, 1)
+        return 2 * raw.sigmoid() - 1 if self.config.likelihood == "bernoulli" else raw.clamp(-1, 1)
 
     def forward(
         self, x: Float[Tensor, "n c h w"], labels: Int64[Tensor, " n"] | None = None
@@ -212,7 +246,7 @@ class VAE(nn.Module):
             labels: classes, for a conditional model.
         """
         raw = self.decode_raw(z, labels)
-        if self.likelihood == "bernoulli":
+        if self.config.likelihood == "bernoulli":
             terms = bernoulli_log_likelihood(raw, (x + 1) / 2)
         else:
             terms = gaussian_log_density(x, raw, self.log_var_x)
@@ -222,7 +256,9 @@ class VAE(nn.Module):
 
     def observe(self, x: Float[Tensor, "n c h w"], source: Source) -> Float[Tensor, "n c h w"]:
         """Turns images into what the likelihood is of: random bits, or dequantised bytes."""
-        return binarise(x, source) if self.likelihood == "bernoulli" else dequantise(x, source)
+        return (
+            binarise(x, source) if self.config.likelihood == "bernoulli" else dequantise(x, source)
+        )
 
     def elbo(
         self,
@@ -238,9 +274,9 @@ class VAE(nn.Module):
             labels: classes, for a conditional model.
         """
         x = self.observe(x, source)
-        mu, log_var = self.encode(x, labels)
-        z = self.reparameterise(mu, log_var, source)
-        return Bound(self.log_likelihood(x, z, labels), kl_diagonal(mu, log_var))
+        posterior = self.posterior(x, labels)
+        z = posterior.sample(source)
+        return Bound(self.log_likelihood(x, z, labels), posterior.kl())
 
     def loss(
         self,
@@ -251,10 +287,10 @@ class VAE(nn.Module):
         """Returns means over the batch in nats: "loss", "reconstruction" (−log p(x|z)) and "kl"."""
         bound = self.elbo(x, source, labels)
         kl = bound.kl.sum(dim=1)
-        paid = kl.clamp(min=self.free_nats) if self.free_nats else kl
+        paid = kl.clamp(min=self.config.free_nats) if self.config.free_nats else kl
         reconstruction = -bound.log_likelihood.mean()
         return {
-            "loss": reconstruction + self.beta * paid.mean(),
+            "loss": reconstruction + self.config.beta * paid.mean(),
             "reconstruction": reconstruction.detach(),
             "kl": kl.mean().detach(),
         }
@@ -274,45 +310,58 @@ class VAE(nn.Module):
 
         Args:
             x: images in [−1, 1].
-            k: draws of z an image.
+            k: draws of z per image.
             source: of the pixels' noise and of the draws.
             labels: classes, for a conditional model.
-            chunk: draws an image that are decoded together; memory grows with it.
+            chunk: draws per image that are decoded together; memory grows with it, and the result does not change.
 
         Raises:
             ValueError: if k or chunk is below 1.
         """
-        if k < 1 or chunk < 1:
-            raise ValueError(f"k and chunk must be at least 1, got {k} and {chunk}.")
+        checks.whole(1, k=k, chunk=chunk)
         x = self.observe(x, source)
         mu, log_var = self.encode(x, labels)
-        weights = []
-        for start in range(0, k, chunk):
-            m = min(chunk, k - start)
-            eps = normal((len(x), m, self.latent), source, x.device)
-            z = mu[:, None] + (0.5 * log_var)[:, None].exp() * eps
-            # log p(z) − log q(z|x): the constants of the two Gaussians cancel.
-            log_ratio = 0.5 * (eps.square() - z.square() + log_var[:, None]).sum(dim=2)
+        # All draws at once: they are the same ones whatever is decoded together.
+        eps = normal((len(x), k, self.config.latent_dim), source, x.device)
+        z = mu[:, None] + (0.5 * log_var)[:, None].exp() * eps
+        # log p(z) − log q(z|x): the constants of the two Gaussians cancel.
+        log_ratio = 0.5 * (eps.square() - z.square() + log_var[:, None]).sum(dim=2)
+        log_p = []
+        for part in z.split(chunk, dim=1):
+            m = part.shape[1]
             images = repeat(x, "n c h w -> (n m) c h w", m=m)
             classes = None if labels is None else repeat(labels, "n -> (n m)", m=m)
-            log_p = self.log_likelihood(images, rearrange(z, "n m d -> (n m) d"), classes)
-            weights.append(rearrange(log_p, "(n m) -> n m", m=m) + log_ratio)
-        return log_mean_exp(torch.cat(weights, dim=1))
+            found = self.log_likelihood(images, rearrange(part, "n m d -> (n m) d"), classes)
+            log_p.append(rearrange(found, "(n m) -> n m", m=m))
+        return log_mean_exp(torch.cat(log_p, dim=1) + log_ratio)
 
     # -- Generation ---------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def sample(
-        self, n: int, source: Source, labels: Int64[Tensor, " n"] | None = None
+        self,
+        n: int,
+        source: Source | None = None,
+        *,
+        seed: int | None = None,
+        labels: Int64[Tensor, " n"] | None = None,
     ) -> Float[Tensor, "n c h w"]:
         """Draws z from the prior and returns the pixels' means, in [−1, 1].
 
-        A conditional model without labels draws them, all classes alike.
+        Args:
+            n: how many.
+            source: of the codes, and of the labels where they are drawn.
+            seed: in place of a source; image i is then a function of the seed and of i alone.
+            labels: one per image, for a conditional model; left out, they are drawn, all classes alike.
+
+        Raises:
+            ValueError: unless exactly one of source and seed is given.
         """
+        source = source_of(n, source, seed)
         device = next(self.parameters()).device
-        if labels is None and self.classes:
-            labels = integers(self.classes, (n,), source, device)
-        return self.decode(normal((n, self.latent), source, device), labels)
+        if labels is None and self.config.classes:
+            labels = integers(self.config.classes, (n,), source, device)
+        return self.decode(normal((n, self.config.latent_dim), source, device), labels)
 
     @torch.no_grad()
     def traverse(
@@ -327,8 +376,7 @@ class VAE(nn.Module):
         Raises:
             ValueError: if there is no such coordinate.
         """
-        if not 0 <= coordinate < self.latent:
-            raise ValueError(f"coordinate must lie in 0…{self.latent - 1}, got {coordinate}.")
+        checks.whole(0, self.config.latent_dim - 1, coordinate=coordinate)
         codes = z.repeat(len(values), 1)
         codes[:, coordinate] = torch.tensor(values).to(z)
         labels = None if label is None else torch.full((len(values),), label, device=z.device)
@@ -343,8 +391,7 @@ def sample_aggregate(
 ) -> Float[Tensor, "n d"]:
     """Draws from q(z) = 1/m Σ q(z|x_m): an image at random, then a code from its posterior."""
     which = integers(len(mu), (n,), source, mu.device)
-    eps = normal((n, mu.shape[1]), source, mu.device)
-    return mu[which] + (0.5 * log_var[which]).exp() * eps
+    return DiagonalGaussian(mu[which], log_var[which]).sample(source)
 
 
 def aggregate_kl(
@@ -421,22 +468,21 @@ class LinearVAE(nn.Module):
 
     Args:
         dimension: D, of the data.
-        latent: d, below D.
+        latent_dim: d, below D.
 
     Raises:
         ValueError: if the latent dimension is not in 1…D − 1.
     """
 
-    def __init__(self, dimension: int, latent: int) -> None:
+    def __init__(self, dimension: int, latent_dim: int) -> None:
         super().__init__()
-        if not 1 <= latent < dimension:
-            raise ValueError(f"latent must lie in 1…{dimension - 1}, got {latent}.")
-        self.dimension, self.latent = dimension, latent
-        self.weight = nn.Parameter(torch.randn(dimension, latent) / math.sqrt(dimension))
+        checks.whole(1, dimension - 1, latent_dim=latent_dim)
+        self.dimension, self.latent_dim = dimension, latent_dim
+        self.weight = nn.Parameter(torch.randn(dimension, latent_dim) / math.sqrt(dimension))
         self.mean = nn.Parameter(torch.zeros(dimension))
         self.log_var_x = nn.Parameter(torch.zeros(()))
-        self.encoder = nn.Parameter(torch.randn(latent, dimension) / math.sqrt(dimension))
-        self.log_var_z = nn.Parameter(torch.zeros(latent))
+        self.encoder = nn.Parameter(torch.randn(latent_dim, dimension) / math.sqrt(dimension))
+        self.log_var_z = nn.Parameter(torch.zeros(latent_dim))
 
     def encode(self, x: Float[Tensor, "n D"]) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n d"]]:
         """Returns μ(x) and log σ², the same for every x."""
@@ -475,13 +521,13 @@ class LinearVAE(nn.Module):
         covariance = torch.cov(data.T, correction=0)
         values, vectors = torch.linalg.eigh(covariance)
         values, vectors = values.flip(0), vectors.flip(1)
-        noise = values[self.latent :].mean()
+        noise = values[self.latent_dim :].mean()
         if noise <= 1e-12 * values[0]:
             raise ValueError(
                 "the data lie in the latent subspace, so the likelihood grows without limit; use fewer latents."
             )
-        kept = values[: self.latent]
-        weight = vectors[:, : self.latent] * (kept - noise).clamp(min=0).sqrt()
+        kept = values[: self.latent_dim]
+        weight = vectors[:, : self.latent_dim] * (kept - noise).clamp(min=0).sqrt()
         # The exact posterior: covariance s² M⁻¹ and mean M⁻¹Wᵀ(x − m), M = WᵀW + s²I = Λ, diagonal.
         self.weight.copy_(weight)
         self.mean.copy_(data.mean(dim=0))

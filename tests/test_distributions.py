@@ -11,6 +11,7 @@ from torch import distributions as td
 from companion.data import to_float
 from companion.distributions import (
     BYTE,
+    DiagonalGaussian,
     bernoulli_log_likelihood,
     bits_per_dimension,
     dequantise,
@@ -19,6 +20,7 @@ from companion.distributions import (
     kl_gaussian,
     log_mean_exp,
 )
+from companion.randomness import PerImage, Rows, normal
 
 
 def draw(seed: int, *shape: int) -> torch.Tensor:
@@ -133,3 +135,110 @@ def test_bits_per_dimension_refuses_nonsense(dimensions, unit):
 def test_full_kl_needs_positive_definite_covariances():
     with pytest.raises(torch.linalg.LinAlgError):
         kl_gaussian(torch.zeros(2), torch.zeros(2, 2))
+
+
+@pytest.mark.parametrize("which", ["covariance", "covariance_p"])
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 9999), d=st.integers(2, 6))
+def test_full_kl_refuses_what_is_not_symmetric(which, seed, d):
+    """The lower triangle alone is a fine factorisation, whatever the upper one holds."""
+    good = torch.eye(d, dtype=torch.float64)
+    root = draw(seed, d, d)
+    skewed = root @ root.mT + good
+    i, j = divmod(seed % (d * d), d)
+    skewed[i, (j if j != i else (i + 1) % d)] += 0.01 * float(skewed.abs().max())
+    first, second = (skewed, good) if which == "covariance" else (good, skewed)
+    with pytest.raises(ValueError, match=rf"^{which} is not symmetric"):
+        kl_gaussian(draw(seed, d), first, draw(seed + 1, d), second)
+
+
+def test_full_kl_takes_rounding_for_symmetry():
+    root = draw(0, 5, 5)
+    covariance = root @ root.mT + torch.eye(5, dtype=torch.float64)
+    rounded = covariance + 1e-9 * draw(1, 5, 5)
+    torch.testing.assert_close(
+        kl_gaussian(draw(2, 5), rounded), kl_gaussian(draw(2, 5), covariance), rtol=1e-6, atol=0
+    )
+
+
+# ---------------------------------------------------------------- the diagonal Gaussian
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.integers(0, 9999),
+    st.lists(st.integers(1, 4), min_size=1, max_size=4),
+    st.sampled_from([torch.float32, torch.float64]),
+)
+def test_a_diagonal_gaussian_is_torchs_normal(seed, shape, dtype):
+    mu, log_var, mu_p, log_var_p, x = draw(seed, 5, *shape).to(dtype)
+    ours, other = DiagonalGaussian(mu, log_var), DiagonalGaussian(mu_p, log_var_p)
+    theirs, theirs_p = (
+        td.Normal(m.double(), (0.5 * v.double()).exp())
+        for m, v in ((mu, log_var), (mu_p, log_var_p))
+    )
+    close = {"rtol": 1e-4, "atol": 1e-5} if dtype == torch.float32 else {}
+    standard = td.Normal(torch.zeros(shape).double(), 1.0)
+    for found, expected in [
+        (ours.log_prob(x), theirs.log_prob(x.double())),
+        (ours.kl(other), td.kl_divergence(theirs, theirs_p)),
+        (ours.kl(), td.kl_divergence(theirs, standard)),
+        (ours.kl(DiagonalGaussian.standard(mu)), td.kl_divergence(theirs, standard)),
+        (ours.std, theirs.stddev),
+        (ours.mode, theirs.mode),
+    ]:
+        assert found.dtype == dtype
+        assert found.shape == torch.Size(shape)
+        torch.testing.assert_close(
+            found.double(), expected, **(close or {"rtol": 1e-9, "atol": 1e-9})
+        )
+
+
+def test_its_samples_have_its_moments(generator):
+    gaussian = DiagonalGaussian(
+        torch.tensor([1.0, -2.0]).expand(200_000, 2), torch.tensor([-1.0, 1.0])
+    )
+    z = gaussian.sample(generator)
+    torch.testing.assert_close(z.mean(0), torch.tensor([1.0, -2.0]), atol=0.02, rtol=0)
+    torch.testing.assert_close(z.var(0).log(), torch.tensor([-1.0, 1.0]), atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        lambda: torch.Generator().manual_seed(3),
+        lambda: Rows(torch.Generator().manual_seed(3), 2, 6, 9),
+        lambda: PerImage(3, 0, 4),
+    ],
+)
+def test_its_samples_come_from_the_source(source):
+    mu, log_var = draw(0, 2, 4, 3).float()
+    expected = mu + (0.5 * log_var).exp() * normal((4, 3), source())
+    assert torch.equal(DiagonalGaussian(mu, log_var).sample(source()), expected)
+
+
+def test_gradients_go_through_a_sample(generator):
+    mu = torch.zeros(5, 2, requires_grad=True)
+    log_var = torch.zeros(5, 2, requires_grad=True)
+    z = DiagonalGaussian(mu, log_var).sample(generator)
+    z.sum().backward()
+    torch.testing.assert_close(mu.grad, torch.ones(5, 2))
+    torch.testing.assert_close(log_var.grad, 0.5 * z.detach())  # z = ε at σ = 1
+
+
+@pytest.mark.parametrize("log_var", [-1.5, torch.tensor(-1.5), torch.full((4, 1), -1.5)])
+def test_log_variances_broadcast(log_var):
+    gaussian = DiagonalGaussian(torch.zeros(4, 3), log_var)
+    assert torch.equal(gaussian.log_var, torch.full((4, 3), -1.5))
+
+
+def test_a_diagonal_gaussian_widens_half_precision():
+    half = torch.tensor([[0.5]], dtype=torch.bfloat16)
+    gaussian = DiagonalGaussian(half, half)
+    assert gaussian.mean.dtype == gaussian.log_var.dtype == gaussian.kl().dtype == torch.float32
+
+
+@pytest.mark.parametrize("shape", [(3,), (5, 2), (1, 4, 2)])
+def test_log_variances_of_another_shape_are_refused(shape):
+    with pytest.raises(ValueError, match=r"does not broadcast to the mean's, \(4, 2\)"):
+        DiagonalGaussian(torch.zeros(4, 2), torch.zeros(shape))

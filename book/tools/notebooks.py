@@ -20,7 +20,6 @@ import json
 import os
 import re
 import sys
-import tempfile
 import time
 import tokenize
 from collections.abc import Iterable
@@ -30,6 +29,8 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
+
+from companion.files import write_atomically
 
 ROOT = Path(__file__).resolve().parents[2]
 BOOK = ROOT / "book"
@@ -246,16 +247,6 @@ def name_cells(notebook: nbformat.NotebookNode) -> None:
         cell.id = name if seen[name] == 1 else f"{name}-{seen[name]}"
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    with tempfile.NamedTemporaryFile(
-        "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
-    ) as file:
-        file.write(text)
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, path)
-
-
 def execution_times() -> str:
     """Words the page of execution times from the times that the notebooks carry."""
     lines = [
@@ -428,12 +419,12 @@ def main() -> int:
             print(f"failed; the file is unchanged.\n{error}", file=sys.stderr)
             failed += 1
             continue
-        write_atomically(path, nbformat.writes(notebook) + "\n")
+        write_atomically(path, (nbformat.writes(notebook) + "\n").encode())
         print(f"{notebook.metadata['companion']['seconds']} s")
         for problem in problems(path):
             print(f"  {problem}")
             failed += 1
-    write_atomically(BOOK / "execution-times.md", execution_times())
+    write_atomically(BOOK / "execution-times.md", execution_times().encode())
     return 1 if failed else 0
 
 

@@ -12,10 +12,10 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from companion.checkpoints import Card
 from companion.files import write_atomically
 from companion.recipes import RECIPES, make_checkpoint
 
@@ -24,13 +24,20 @@ MEASUREMENTS = ROOT / "book" / "measurements"
 
 
 def settings_of(recipe: dict[str, Any]) -> dict[str, Any]:
-    """Returns a recipe's settings but for its seed, as JSON holds them."""
-    return {k: v for k, v in json.loads(json.dumps(recipe)).items() if k not in ("seed", "name")}
+    """Returns a recipe's settings as JSON holds them, but for its seed and the precision, which the machine decides."""
+    left_out = ("seed", "name", "precision")
+    return {k: v for k, v in json.loads(json.dumps(recipe)).items() if k not in left_out}
+
+
+def numbers_of(card: Card) -> dict[str, float | None]:
+    """Returns what a card measures by name, with the data where a name alone could be two numbers."""
+    names = [m.name for m in card.measurements]
+    return {m.name if names.count(m.name) == 1 else m.label: m.value for m in card.measurements}
 
 
 def record(path: Path, name: str) -> dict[str, Any]:
     """Returns the record so far, without seeds of another recipe than today's."""
-    recipe = settings_of(asdict(RECIPES[name]))
+    recipe = settings_of(RECIPES[name].settings())
     found = json.loads(path.read_text()) if path.is_file() else {}
     seeds = found.get("seeds", {}) if found.get("recipe") == recipe else {}
     return {"name": name, "recipe": recipe, "seeds": seeds}
@@ -41,14 +48,15 @@ def measure(name: str, seeds: Iterable[int], path: Path, runs: Path) -> None:
     for seed in seeds:
         if str(seed) in record(path, name)["seeds"]:
             continue
-        recipe = replace(RECIPES[name], seed=seed)
+        recipe = RECIPES[name].replace(seed=seed)
         folder = runs / f"{name}-{seed}"
         card = make_checkpoint(recipe, name, folder, resume=folder.exists())
         found = record(path, name)  # read again: another process may have added to it
         found["seeds"][str(seed)] = {
-            "metrics": card.metrics,
+            "metrics": numbers_of(card),
             "seconds": card.seconds,
             "device": card.device,
+            "precision": card.precision,
             "data sha256": card.data["sha256"],
             "weights sha256": card.sha256,
         }

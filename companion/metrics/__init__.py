@@ -17,6 +17,7 @@ from companion.metrics.inception_score import (
     class_entropies,
     inception_score,
 )
+from companion.metrics.kid import KID, kid
 from companion.metrics.precision_recall import (
     NearestNeighbours,
     PrecisionRecall,
@@ -27,6 +28,7 @@ from companion.metrics.psnr import psnr, ssim
 from companion.metrics.sharpness import sharpness
 
 __all__ = [
+    "KID",
     "ClassEntropies",
     "FIDInfinity",
     "FeatureStatistics",
@@ -38,6 +40,7 @@ __all__ = [
     "fid_infinity",
     "frechet_distance",
     "inception_score",
+    "kid",
     "nearest_neighbours",
     "precision_recall",
     "psnr",

@@ -6,9 +6,13 @@ whose last hidden layer, a spatial average of rectified activations like Incepti
 the Fréchet distance. Its numbers are comparable with each other and never with Inception's.
 """
 
+from dataclasses import dataclass
+
 from einops import reduce
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from companion import checks
 
 
 def _block(channels_in: int, channels_out: int, stride: int = 1) -> nn.Sequential:
@@ -19,22 +23,42 @@ def _block(channels_in: int, channels_out: int, stride: int = 1) -> nn.Sequentia
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class DigitCNNConfig:
+    """The settings of a `DigitCNN`.
+
+    Attributes:
+        width: channels of the first layers; the features have twice as many dimensions.
+        classes: number of classes.
+
+    Raises:
+        ValueError: for a number below 1.
+    """
+
+    width: int = 32
+    classes: int = 10
+
+    def __post_init__(self) -> None:
+        checks.whole(1, width=self.width, classes=self.classes)
+
+
 class DigitCNN(nn.Module):
-    """Five 3×3 convolutions, an average over positions, a linear layer; 28×28 grey images in [−1,
-    1].
+    """Five 3×3 convolutions, an average over positions, a linear layer; 28×28 grey images in [−1, 1].
 
     Batch normalisation uses the stored running statistics in evaluation mode, so an image's
     features do not depend on its neighbours in the batch; in training mode they would, and a
     Fréchet distance with them.
 
     Args:
-        width: channels of the first layers; the features have twice as many dimensions.
-        classes: number of classes.
+        config: the settings; the defaults are those of the shipped checkpoint "digit-cnn".
     """
 
-    def __init__(self, width: int = 32, classes: int = 10) -> None:
+    Config = DigitCNNConfig
+
+    def __init__(self, config: DigitCNNConfig | None = None) -> None:
         super().__init__()
-        self.width, self.classes = width, classes
+        self.config = config or DigitCNNConfig()
+        width = self.config.width
         self.trunk = nn.Sequential(
             _block(1, width),  # 28×28
             _block(width, width, stride=2),  # 14×14
@@ -42,7 +66,7 @@ class DigitCNN(nn.Module):
             _block(2 * width, 2 * width, stride=2),  # 7×7
             _block(2 * width, 2 * width),
         )
-        self.head = nn.Linear(2 * width, classes)
+        self.head = nn.Linear(2 * width, self.config.classes)
 
     @property
     def feature_dim(self) -> int:
@@ -50,7 +74,13 @@ class DigitCNN(nn.Module):
         return self.head.in_features
 
     def features(self, x: Float[Tensor, "n 1 28 28"]) -> Float[Tensor, "n d"]:
-        """Returns the penultimate layer, 64 non-negative numbers an image at the standard width."""
+        """Returns the penultimate layer, 64 non-negative numbers per image at the standard width.
+
+        Raises:
+            TypeError: if the images are bytes.
+            ValueError: if they are not grey 28×28 images.
+        """
+        checks.images(x, 1, 28, "digit classifier")
         return reduce(self.trunk(x), "n d h w -> n d", "mean")
 
     def forward(self, x: Float[Tensor, "n 1 28 28"]) -> Float[Tensor, "n classes"]:

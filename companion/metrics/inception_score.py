@@ -12,7 +12,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from companion.metrics._checks import as_float64
+from companion.metrics._checks import as_float64, rows
+from companion.randomness import derive
+
+# How far a row's sum may be from one: probabilities that were rounded to half precision, and to bfloat16, whose
+# eight bits leave a relative error of up to 2⁻⁹ in each, and as much again in a softmax that adds them up.
+HALF, BFLOAT16 = 2e-3, 2.0**-7
 
 
 class InceptionScore(NamedTuple):
@@ -30,6 +35,7 @@ class ClassEntropies(NamedTuple):
 
 
 def _probabilities(probs: Any) -> Tensor:
+    rows("probs", probs, "n, classes", "class probabilities", "probabilities")
     p = as_float64("probs", probs, 2, "n, classes")
     low, high = float(p.min()), float(p.max())
     if low < 0 or high > 1 + 1e-3:
@@ -38,8 +44,8 @@ def _probabilities(probs: Any) -> Tensor:
         )
     sums = p.sum(dim=1)
     worst = int((sums - 1).abs().argmax())
-    # The tolerance admits probabilities that were rounded to half precision.
-    if abs(float(sums[worst]) - 1) > 2e-3:
+    rounded = bool((p.to(torch.bfloat16) == p).all())
+    if abs(float(sums[worst]) - 1) > (BFLOAT16 if rounded else HALF):
         raise ValueError(
             f"each row of probs must sum to one; row {worst} sums to {float(sums[worst]):g}. Apply "
             "softmax(dim=1) to logits, or divide each row by its sum."
@@ -74,24 +80,30 @@ def inception_score(
     probs: Float[Tensor, "n classes"] | Float[np.ndarray, "n classes"],
     splits: int = 10,
     generator: torch.Generator | None = None,
+    *,
+    shuffle: bool = True,
+    seed: int = 0,
 ) -> InceptionScore:
     """Returns the mean and the standard deviation of the Inception Score over equal parts of the samples.
 
-    The parts are consecutive, so samples that are sorted by class score too low: pass a generator to have
-    them shuffled. Each part estimates p(y) from its own samples, which makes small parts score lower.
+    The samples are shuffled first: in parts of samples that are sorted by class, as those of a data set often
+    are, every p(y) is one class and the score is near 1. Each part estimates p(y) from its own samples, which
+    makes small parts score lower.
 
     Args:
         probs: class probabilities of the generated samples, one row each, summing to one.
         splits: number of parts; the paper uses 10.
-        generator: shuffles the rows first; without it they stay in order.
+        generator: draws the order; by default one that is a function of the seed.
+        shuffle: False keeps the order, as the paper's code does: the parts are then consecutive.
+        seed: of the order, where no generator is given.
 
     Returns:
         Mean and standard deviation (ddof 0), between 1 and the number of classes.
 
     Raises:
         TypeError: if `probs` does not hold real numbers.
-        ValueError: if the shape is wrong, a row is no probability distribution, or there are fewer samples
-            than splits.
+        ValueError: if the shape is wrong, a row is no probability distribution, there are fewer samples than
+            splits, or a generator is given for an order that is kept.
     """
     p = _probabilities(probs)
     n = len(p)
@@ -99,8 +111,11 @@ def inception_score(
         raise ValueError(f"splits must be at least 1, got {splits}.")
     if n < splits:
         raise ValueError(f"{splits} splits need at least as many samples, got {n}; lower splits.")
-    if generator is not None:
-        p = p[torch.randperm(n, generator=generator, device=generator.device).to(p.device)]
+    if generator is not None and not shuffle:
+        raise ValueError("shuffle=False keeps the order; leave out the generator, or shuffle.")
+    if shuffle:
+        source = derive(seed, "inception score") if generator is None else generator
+        p = p[torch.randperm(n, generator=source, device=source.device).to(p.device)]
     scores = []
     for i in range(splits):
         marginal, conditional = _entropies(p[i * n // splits : (i + 1) * n // splits])

@@ -1,7 +1,6 @@
-"""Layers that several models share: attention, causal and two-way transformers, convolutional encoder and decoder."""
+"""Layers that several models share: attention and transformers, convolutional encoders and decoders, perceptrons."""
 
 from companion.nn.attention import (
-    CausalSelfAttention,
     KeyValueCache,
     SelfAttention,
     attend,
@@ -10,22 +9,36 @@ from companion.nn.attention import (
     merge_heads,
     split_heads,
 )
-from companion.nn.convolutional import ConvDecoder, ConvEncoder
-from companion.nn.encoder import EncoderBlock
-from companion.nn.transformer import CausalTransformer, TransformerConfig
+from companion.nn.convolutional import ConvDecoder, ConvEncoder, ResidualDecoder, ResidualEncoder
+from companion.nn.layers import (
+    Downsample,
+    ResidualBlock,
+    Upsample,
+    he_initialise,
+    perceptron,
+    scales,
+)
+from companion.nn.transformer import Block, CausalTransformer, TransformerConfig
 
 __all__ = [
-    "CausalSelfAttention",
+    "Block",
     "CausalTransformer",
     "ConvDecoder",
     "ConvEncoder",
-    "EncoderBlock",
+    "Downsample",
     "KeyValueCache",
+    "ResidualBlock",
+    "ResidualDecoder",
+    "ResidualEncoder",
     "SelfAttention",
     "TransformerConfig",
+    "Upsample",
     "attend",
     "attention_weights",
     "causal_mask",
+    "he_initialise",
     "merge_heads",
+    "perceptron",
+    "scales",
     "split_heads",
 ]

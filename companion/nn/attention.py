@@ -6,7 +6,7 @@ References:
 Deviation: none in the arithmetic. The fused kernel of PyTorch does it, and `attention_weights`
 spells it out for those who want to look at the weights; the tests hold the two together.
 
-Shapes: `b` sequences, `h` heads, `t` queries, `s` keys, `d` numbers a head, `c = h * d` channels.
+Shapes: `b` sequences, `h` heads, `t` queries, `s` keys, `d` numbers per head, `c = h * d` channels.
 """
 
 import math
@@ -80,7 +80,7 @@ def attention_weights(
 
 
 def split_heads(x: Float[Tensor, "b t c"], heads: int) -> Float[Tensor, "b h t d"]:
-    """Cuts the channels into `heads` equal parts, one a head."""
+    """Cuts the channels into `heads` equal parts, one per head."""
     return rearrange(x, "b t (h d) -> b h t d", h=heads)
 
 
@@ -113,7 +113,7 @@ class KeyValueCache:
         """Adds the keys and values of new positions and returns those of all positions so far.
 
         Raises:
-            ValueError: if the cache is full.
+            ValueError: if the cache is full, or holds another number of sequences or another form of head.
         """
         end = self.length + k.shape[-2]
         if end > self.capacity:
@@ -121,9 +121,16 @@ class KeyValueCache:
                 f"the cache holds {self.length} of {self.capacity} positions and cannot take "
                 f"{k.shape[-2]} more: make it larger or start a new one"
             )
+        batch, heads, _, size = k.shape
         if self._store is None:
-            batch, heads, _, size = k.shape
             self._store = k.new_empty(2, batch, heads, self.capacity, size)
+        held = (self._store.shape[1], self._store.shape[2], self._store.shape[4])
+        # An assignment would spread one sequence over all that are held.
+        if (batch, heads, size) != held:
+            raise ValueError(
+                f"the cache holds {held[0]} sequence(s) in {held[1]} heads of {held[2]} numbers, got {batch} in "
+                f"{heads} of {size}: go on with the same batch, or start new caches."
+            )
         self._store[0, :, :, self.length : end] = k
         self._store[1, :, :, self.length : end] = v
         self.length = end
@@ -131,28 +138,28 @@ class KeyValueCache:
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention in which every position sees all of them.
+    """Multi-head self-attention.
 
     Args:
         width: channels of the input and the output, a multiple of `heads`.
         heads: number of heads.
         dropout: dropout on the weights and on the output, in training only.
+        causal: every position sees itself and what came before; otherwise it sees all.
 
     Raises:
         ValueError: if `width` cannot be cut into `heads` equal parts.
     """
 
-    causal = False
-
-    def __init__(self, width: int, heads: int, dropout: float | int = 0.0) -> None:
+    def __init__(
+        self, width: int, heads: int, dropout: float | int = 0.0, *, causal: bool = False
+    ) -> None:
         super().__init__()
         if heads < 1 or width % heads:
             raise ValueError(
                 f"width {width} cannot be cut into {heads} equal heads: "
                 "choose heads of at least 1 that divide the width"
             )
-        self.heads = heads
-        self.dropout = dropout
+        self.heads, self.dropout, self.causal = heads, dropout, causal
         self.project_in = nn.Linear(width, 3 * width)
         self.project_out = nn.Linear(width, width)
 
@@ -174,31 +181,28 @@ class SelfAttention(nn.Module):
         mixed = merge_heads(attend(q, k, v, causal=self.causal, dropout=dropout))
         return F.dropout(self.project_out(mixed), self.dropout, self.training)
 
-    def forward(self, x: Float[Tensor, "b t c"]) -> Float[Tensor, "b t c"]:
-        """Mixes every position with all of them."""
-        return self.mix(*self.queries_keys_values(x))
+    def forward(
+        self, x: Float[Tensor, "b t c"], cache: KeyValueCache | None = None
+    ) -> Float[Tensor, "b t c"]:
+        """Mixes every position with those it sees.
+
+        Args:
+            x: the sequence; with a cache, only its positions that the cache has not seen.
+            cache: keys and values of the earlier positions, for causal attention only; it is extended in place.
+
+        Raises:
+            ValueError: if a cache is given to attention that is not causal, or does not fit the sequence.
+        """
+        q, k, v = self.queries_keys_values(x)
+        if cache is not None:
+            if not self.causal:
+                raise ValueError(
+                    "attention to all positions cannot go on from a cache: later ones would be missing."
+                )
+            k, v = cache.append(k, v)
+        return self.mix(q, k, v)
 
     def weights(self, x: Float[Tensor, "b t c"]) -> Float[Tensor, "b h t t"]:
         """Returns the attention weights on `x`, for looking inside."""
         q, k, _ = self.queries_keys_values(x)
         return attention_weights(q, k, causal=self.causal)
-
-
-class CausalSelfAttention(SelfAttention):
-    """Multi-head self-attention in which a position sees itself and what came before."""
-
-    causal = True
-
-    def forward(
-        self, x: Float[Tensor, "b t c"], cache: KeyValueCache | None = None
-    ) -> Float[Tensor, "b t c"]:
-        """Mixes every position with the earlier ones.
-
-        Args:
-            x: the sequence; with a cache, only its positions that the cache has not seen.
-            cache: keys and values of the earlier positions; it is extended in place.
-        """
-        q, k, v = self.queries_keys_values(x)
-        if cache is not None:
-            k, v = cache.append(k, v)
-        return self.mix(q, k, v)

@@ -1,10 +1,11 @@
-"""The convolutional encoder and decoder that autoencoders, VAEs and VAE-GANs share.
+"""Convolutional encoders and decoders, from square images to vectors and back.
 
-Both are mirror images. The encoder halves the image until its side is at most 8 (28 → 14 → 7, 32 → 16 → 8,
-64 → 32 → 16 → 8) and doubles the channels each time; two linear layers follow. The decoder goes the same way back.
+`ConvEncoder` and `ConvDecoder` halve the image until its side is at most 8 (28 → 14 → 7, 32 → 16 → 8, 64 → 32 → 16 → 8)
+and double the channels each time; two linear layers follow. `ResidualEncoder` and `ResidualDecoder` halve twice, with
+residual blocks at each scale. Each decoder goes its encoder's way back.
+
 There is no normalisation: batch normalisation would make an image's code depend on its neighbours in the batch, group
-normalisation on far-away parts of the canvas, and networks of this depth train well without. Halving and doubling use
-4×4 kernels, which cover the image evenly at stride 2 and so leave no chequerboard.
+normalisation on far-away parts of the canvas, and networks of this depth train well without.
 """
 
 from itertools import pairwise
@@ -12,52 +13,17 @@ from itertools import pairwise
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional
+from torch.nn import functional as F
 
-SMALLEST_GRID = 8
-
-
-def grid_sides(size: int) -> list[int]:
-    """Returns the sides of the feature maps from the image down, such as [28, 14, 7].
-
-    Raises:
-        ValueError: if the size cannot be halved down to 8 or less.
-    """
-    sides = [size]
-    while sides[-1] > SMALLEST_GRID:
-        if sides[-1] % 2:
-            raise ValueError(
-                f"images of {size}×{size} pixels cannot be halved down to {SMALLEST_GRID} or less without a rest; "
-                "use a size such as 28, 32 or 64."
-            )
-        sides.append(sides[-1] // 2)
-    if size < 4:
-        raise ValueError(f"images must be at least 4×4 pixels, got {size}×{size}.")
-    return sides
-
-
-def he_initialise(module: nn.Module) -> None:
-    """Draws all linear and convolutional weights with variance 2 / (inputs a number depends on); offsets are zero.
-
-    So the signal keeps its scale from layer to layer (He et al. 2015). torch's own start lets it fade by about a half
-    a layer, and a bottleneck then spends hundreds of steps on the mean image.
-    """
-    for layer in module.modules():
-        if isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
-            inputs = layer.weight[0].numel()
-            if isinstance(layer, nn.ConvTranspose2d):
-                # Of a kernel's positions only one in stride² meets any one pixel.
-                kernel = layer.weight[0, 0].numel() / (layer.stride[0] * layer.stride[1])
-                inputs = layer.in_channels * kernel
-            nn.init.normal_(layer.weight, 0.0, (2 / inputs) ** 0.5)
-            if layer.bias is not None:
-                nn.init.zeros_(layer.bias)
-
-
-def _check(**numbers: int) -> None:
-    for name, value in numbers.items():
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}.")
+from companion import checks
+from companion.nn.layers import (
+    Downsample,
+    ResidualBlock,
+    Upsample,
+    he_initialise,
+    scales,
+    shuffle_up,
+)
 
 
 class ConvEncoder(nn.Module):
@@ -67,7 +33,7 @@ class ConvEncoder(nn.Module):
         channels: of the images.
         size: side of the images in pixels.
         width: channels of the first feature map; each halving doubles them.
-        out: numbers a vector.
+        out: numbers per vector.
 
     Raises:
         ValueError: if a number is not positive, or the size cannot be halved down to 8 or less.
@@ -75,14 +41,14 @@ class ConvEncoder(nn.Module):
 
     def __init__(self, channels: int = 1, size: int = 28, width: int = 16, out: int = 32) -> None:
         super().__init__()
-        _check(channels=channels, size=size, width=width, out=out)
-        sides = grid_sides(size)
-        self.channels, self.size, self.width, self.out = channels, size, width, out
+        checks.whole(1, channels=channels, size=size, width=width, out=out)
+        sides = scales(size)
+        self.channels, self.size = channels, size
         self.grid, self.stride = sides[-1], size // sides[-1]
         widths = [width * 2**i for i in range(len(sides))]
         layers: list[nn.Module] = [nn.Conv2d(channels, width, 3, padding=1), nn.SiLU()]
         for before, after in pairwise(widths):
-            layers += [nn.Conv2d(before, after, 4, stride=2, padding=1), nn.SiLU()]
+            layers += [Downsample(before, after), nn.SiLU()]
         self.trunk = nn.Sequential(*layers)
         self.hidden = nn.Linear(widths[-1] * self.grid**2, 6 * width)
         self.head = nn.Linear(6 * width, out)
@@ -91,20 +57,17 @@ class ConvEncoder(nn.Module):
         self.head.weight.data.div_(2**0.5)
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n out"]:
-        """Returns one vector an image.
+        """Returns one vector per image.
 
         Raises:
-            ValueError: if the images have other channels or another size than the encoder was built for.
+            TypeError: if the images are bytes.
+            ValueError: if they have other channels or another size than the encoder was built for; `dense` takes
+                larger canvases.
         """
-        wanted = (self.channels, self.size, self.size)
-        if tuple(x.shape[1:]) != wanted:
-            raise ValueError(
-                f"this encoder takes images of shape {wanted}, got {tuple(x.shape[1:])}; "
-                "`dense` takes larger canvases."
-            )
+        checks.images(x, self.channels, self.size, "encoder")
         # "n c h w -> n (c h w)": the order of the weights, whatever the order in memory.
         maps = rearrange(self.trunk(x), "n c h w -> n (c h w)")
-        return self.head(functional.silu(self.hidden(maps)))
+        return self.head(F.silu(self.hidden(maps)))
 
     def dense(self, x: Float[Tensor, "n c H W"]) -> Float[Tensor, "n out rows columns"]:
         """Returns the vectors of all windows of a larger canvas, computed at once.
@@ -131,8 +94,8 @@ class ConvEncoder(nn.Module):
                 f"are multiples of {self.stride}, got {tuple(x.shape[1:])}."
             )
         kernel = rearrange(self.hidden.weight, "o (c h w) -> o c h w", h=self.grid, w=self.grid)
-        hidden = functional.silu(functional.conv2d(self.trunk(x), kernel, self.hidden.bias))
-        return functional.conv2d(hidden, self.head.weight[:, :, None, None], self.head.bias)
+        hidden = F.silu(F.conv2d(self.trunk(x), kernel, self.hidden.bias))
+        return F.conv2d(hidden, self.head.weight[:, :, None, None], self.head.bias)
 
 
 class ConvDecoder(nn.Module):
@@ -141,7 +104,7 @@ class ConvDecoder(nn.Module):
     What the output means is for the model to say: a mean for a squared error, a logit for a Bernoulli decoder.
 
     Args:
-        latent: numbers a vector.
+        latent_dim: numbers per vector.
         channels: of the images.
         size: side of the images in pixels.
         width: channels of the last feature map.
@@ -151,32 +114,94 @@ class ConvDecoder(nn.Module):
     """
 
     def __init__(
-        self, latent: int = 32, channels: int = 1, size: int = 28, width: int = 16
+        self, latent_dim: int = 32, channels: int = 1, size: int = 28, width: int = 16
     ) -> None:
         super().__init__()
-        _check(latent=latent, channels=channels, size=size, width=width)
-        sides = grid_sides(size)
-        self.latent, self.channels, self.size, self.width = latent, channels, size, width
-        self.grid = sides[-1]
+        checks.whole(1, latent_dim=latent_dim, channels=channels, size=size, width=width)
+        sides = scales(size)
+        self.latent_dim, self.grid = latent_dim, sides[-1]
         widths = [width * 2**i for i in range(len(sides))]
-        self.hidden = nn.Linear(latent, 6 * width)
+        self.hidden = nn.Linear(latent_dim, 6 * width)
         self.spread = nn.Linear(6 * width, widths[-1] * self.grid**2)
         layers: list[nn.Module] = [nn.SiLU()]
         for before, after in pairwise(widths[::-1]):
-            layers += [nn.ConvTranspose2d(before, after, 4, stride=2, padding=1), nn.SiLU()]
+            layers += [Upsample(before, after), nn.SiLU()]
         self.trunk = nn.Sequential(*layers, nn.Conv2d(width, channels, 3, padding=1))
         he_initialise(self)
         self.trunk[-1].weight.data.div_(2**0.5)
 
-    def forward(self, z: Float[Tensor, "n latent"]) -> Float[Tensor, "n c h w"]:
-        """Returns one image a vector.
+    def forward(self, z: Float[Tensor, "n latent_dim"]) -> Float[Tensor, "n c h w"]:
+        """Returns one image per vector.
 
         Raises:
             ValueError: if the vectors have another length than the decoder was built for.
         """
-        if z.shape[1] != self.latent:
-            raise ValueError(
-                f"this decoder takes vectors of {self.latent} numbers, got {z.shape[1]}."
-            )
-        maps = self.spread(functional.silu(self.hidden(z)))
+        checks.codes(z, self.latent_dim, "decoder")
+        maps = self.spread(F.silu(self.hidden(z)))
         return self.trunk(rearrange(maps, "n (c h w) -> n c h w", h=self.grid, w=self.grid))
+
+
+def _check_residual(size: int, width: int, depth: int) -> None:
+    checks.whole(1, width=width)
+    checks.whole(0, checks.MOST_LAYERS, depth=depth)
+    if size < 4 or size % 4:
+        raise ValueError(f"size must be a multiple of 4, got {size}; pad or resize the images.")
+
+
+class ResidualEncoder(nn.Module):
+    """Images to a vector: side s with `width` channels at s/2, twice as many at s/4, then one linear layer.
+
+    Args:
+        channels: of the images.
+        size: their side, a multiple of 4.
+        width: channels at half the side; there are twice as many at a quarter.
+        depth: residual blocks at each of the two scales.
+        outputs: length of the vector.
+
+    Raises:
+        ValueError: if the side is no multiple of 4, or a number is too small.
+    """
+
+    def __init__(self, channels: int, size: int, width: int, depth: int, outputs: int) -> None:
+        super().__init__()
+        _check_residual(size, width, depth)
+        layers: list[nn.Module] = []
+        for before, after in ((channels, width), (width, 2 * width)):
+            layers.append(Downsample(before, after))
+            layers += [ResidualBlock(after) for _ in range(depth)]
+            layers.append(nn.SiLU())
+        self.body = nn.Sequential(*layers)
+        self.head = nn.Linear(2 * width * scales(size, halvings=2)[-1] ** 2, outputs)
+
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n outputs"]:
+        return self.head(self.body(x).flatten(1))
+
+
+class ResidualDecoder(nn.Module):
+    """A vector to images: the encoder's mirror image; sides double by moving channels into space.
+
+    Args:
+        inputs: length of the vector.
+        channels: of the images.
+        size: their side, a multiple of 4.
+        width: channels at half the side; there are twice as many at a quarter.
+        depth: residual blocks at each of the two scales.
+
+    Raises:
+        ValueError: if the side is no multiple of 4, or a number is too small.
+    """
+
+    def __init__(self, inputs: int, channels: int, size: int, width: int, depth: int) -> None:
+        super().__init__()
+        _check_residual(size, width, depth)
+        grid = scales(size, halvings=2)[-1]
+        self.shape = (2 * width, grid, grid)
+        self.stem = nn.Linear(inputs, 2 * width * grid**2)
+        layers: list[nn.Module] = []
+        for before, after in ((2 * width, width), (width, channels)):
+            blocks = [ResidualBlock(before) for _ in range(depth)]
+            layers += [*blocks, nn.SiLU(), *shuffle_up(before, after)]
+        self.body = nn.Sequential(*layers)
+
+    def forward(self, z: Float[Tensor, "n inputs"]) -> Float[Tensor, "n c h w"]:
+        return self.body(self.stem(z).unflatten(1, self.shape))

@@ -6,6 +6,10 @@ such layers and 1-Lipschitz activations has a bounded slope, whatever its traini
 
 As in the paper, a convolution's weight counts as the matrix "out × (in·height·width)"; the norm of that matrix is not
 exactly the norm of the convolution, which also depends on how the kernel's positions overlap.
+
+`torch.nn.utils.parametrizations.spectral_norm` does the same in full precision. But it makes NaN of a weight that is
+zero, and on a GPU its matrix-vector products are among those that autocast computes in half precision, where σ keeps
+three digits; so this book has its own.
 """
 
 import torch
@@ -15,7 +19,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
 # Steps of the power iteration before training, so that the first division is by the right number.
-FIRST_STEPS = 30
+FIRST_STEPS = 31
 
 
 def as_matrix(weight: Float[Tensor, "out *shape"]) -> Float[Tensor, "out m"]:
@@ -23,11 +27,17 @@ def as_matrix(weight: Float[Tensor, "out *shape"]) -> Float[Tensor, "out m"]:
     return weight.flatten(1)
 
 
+def _direction(vector: Float[Tensor, " m"], otherwise: Float[Tensor, " m"]) -> Float[Tensor, " m"]:
+    """The unit vector along another; where that is zero and has no direction, what is given instead."""
+    return torch.where(vector.norm() > 0, F.normalize(vector, dim=0), otherwise)
+
+
 class SpectralNorm(nn.Module):
     """Divides a weight by an estimate of its largest singular value, from one step of power iteration at each use.
 
     The iteration runs in training mode only, and its vectors are buffers: in evaluation mode the layer is a fixed
-    function. A gradient flows through W and through σ = uᵀWv, with u and v held constant.
+    function. A gradient flows through W and through σ = uᵀWv, with u and v held constant. A weight of zeros stays
+    zero, and is normalised from the first step on that makes it something else.
 
     Args:
         weight: to start from.
@@ -37,16 +47,16 @@ class SpectralNorm(nn.Module):
         super().__init__()
         matrix = as_matrix(weight.detach())
         u = F.normalize(torch.randn(len(matrix)).to(matrix), dim=0)
-        v = F.normalize(matrix.T @ u, dim=0)
+        even = torch.full_like(matrix[0], matrix.shape[1] ** -0.5)
         self.register_buffer("u", u)
-        self.register_buffer("v", v)
+        self.register_buffer("v", _direction(matrix.T @ u, even))
         for _ in range(FIRST_STEPS):
             self._iterate(matrix)
 
     @torch.no_grad()
     def _iterate(self, matrix: Tensor) -> None:
-        self.u.copy_(F.normalize(matrix @ self.v, dim=0))
-        self.v.copy_(F.normalize(matrix.T @ self.u, dim=0))
+        self.u.copy_(_direction(matrix @ self.v, self.u))
+        self.v.copy_(_direction(matrix.T @ self.u, self.v))
 
     def forward(self, weight: Float[Tensor, "out *shape"]) -> Float[Tensor, "out *shape"]:
         """Returns the weight with a largest singular value of about one."""
@@ -57,10 +67,12 @@ class SpectralNorm(nn.Module):
                 self._iterate(matrix.detach())
             # Copies, since the next use in the same step moves the buffers and backward needs these.
             u, v = self.u.clone(), self.v.clone()
-            return weight / torch.dot(u, matrix @ v)
+            sigma = torch.dot(u, matrix @ v)
+            return weight / torch.where(sigma == 0, torch.ones_like(sigma), sigma)
 
 
 def spectral_norm(layer: nn.Module) -> nn.Module:
     """Makes a linear, convolutional or embedding layer use its weight divided by its largest singular value."""
-    parametrize.register_parametrization(layer, "weight", SpectralNorm(layer.weight))
+    # "unsafe" leaves out a trial run, which would need the weight's values where a network is only measured for size.
+    parametrize.register_parametrization(layer, "weight", SpectralNorm(layer.weight), unsafe=True)
     return layer

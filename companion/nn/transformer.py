@@ -1,10 +1,11 @@
-"""A small causal transformer: an autoregressive model of tokens, readable from top to bottom.
+"""The transformer's block, causal or not, and a small causal transformer: an autoregressive model of tokens.
 
-It models P(x_1 … x_T) as the product of P(x_t | x_1 … x_{t-1}); every factor is a softmax over the
+The model writes P(x_1 … x_T) as the product of P(x_t | x_1 … x_{t-1}); every factor is a softmax over the
 vocabulary, computed for all positions in one pass.
 
 References:
     Vaswani et al., Attention Is All You Need, 2017: the block.
+    Dosovitskiy et al., An Image is Worth 16x16 Words, 2021 (ViT): the same block for sets of patches.
     Radford et al., Language Models are Unsupervised Multitask Learners, 2019 (GPT-2): norm before
         each part, a last norm, learned positions, the last weights of each branch scaled by
         1/sqrt(number of branches).
@@ -18,14 +19,15 @@ Shapes: `b` sequences, `t` positions, `v` tokens in the vocabulary, `c` channels
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from companion.nn.attention import CausalSelfAttention, KeyValueCache
+from companion import checks
+from companion.nn.attention import KeyValueCache, SelfAttention
 
 
 @dataclass(frozen=True)
@@ -50,44 +52,63 @@ class TransformerConfig:
 
     vocabulary: int
     context: int
+    _: KW_ONLY
     width: int = 64
     layers: int = 2
     heads: int = 4
     expansion: int = 4
     dropout: float | int = 0.0
     tie_weights: bool = True
-    init_std: float = 0.02
+    init_std: float | int = 0.02
 
     def __post_init__(self) -> None:
-        for name in ("vocabulary", "context", "width", "layers", "heads", "expansion"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: choose at least 1")
+        checks.whole(1, vocabulary=self.vocabulary, context=self.context, width=self.width)
+        checks.whole(1, heads=self.heads, expansion=self.expansion)
+        checks.whole(1, checks.MOST_LAYERS, layers=self.layers)
+        checks.flag(tie_weights=self.tie_weights)
         if self.width % self.heads:
             raise ValueError(
                 f"width {self.width} is not a multiple of heads {self.heads}: "
                 f"choose width {self.heads * math.ceil(self.width / self.heads)} or other heads"
             )
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout is {self.dropout}: choose a share in [0, 1)")
-        if not 0 < self.init_std < math.inf:
-            raise ValueError(f"init_std is {self.init_std}: choose a positive number, such as 0.02")
+        checks.number(0, 1, dropout=self.dropout)
+        checks.number(above=0, init_std=self.init_std)
 
 
 class Block(nn.Module):
-    """Attention, then a perceptron at each position; both see a normed input and add to it."""
+    """Attention, then a perceptron at each position; both see a normed input and add to it.
 
-    def __init__(self, config: TransformerConfig) -> None:
+    No position is added here: whoever makes the tokens does that, because only they know where a token comes from.
+
+    Args:
+        width: channels, a multiple of `heads`.
+        heads: number of heads.
+        expansion: hidden channels of the perceptron, in multiples of the width.
+        dropout: on the attention's weights and on both outputs, in training only.
+        causal: a position sees itself and what came before; otherwise it sees all.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        expansion: int = 4,
+        dropout: float | int = 0.0,
+        causal: bool = False,
+    ) -> None:
         super().__init__()
-        self.norm_1 = nn.LayerNorm(config.width)
-        self.attention = CausalSelfAttention(config.width, config.heads, config.dropout)
-        self.norm_2 = nn.LayerNorm(config.width)
-        self.expand = nn.Linear(config.width, config.expansion * config.width)
-        self.contract = nn.Linear(config.expansion * config.width, config.width)
-        self.dropout = nn.Dropout(config.dropout)
+        self.norm_1 = nn.LayerNorm(width)
+        self.attention = SelfAttention(width, heads, dropout, causal=causal)
+        self.norm_2 = nn.LayerNorm(width)
+        self.expand = nn.Linear(width, expansion * width)
+        self.contract = nn.Linear(expansion * width, width)
+        self.dropout = nn.Dropout(dropout)
 
     def forward(
         self, x: Float[Tensor, "b t c"], cache: KeyValueCache | None = None
     ) -> Float[Tensor, "b t c"]:
+        """Returns the tokens after both parts; with a cache, `x` holds those that it has not seen."""
         x = x + self.attention(self.norm_1(x), cache)
         hidden = F.gelu(self.expand(self.norm_2(x)), approximate="tanh")
         return x + self.dropout(self.contract(hidden))
@@ -101,13 +122,24 @@ class CausalTransformer(nn.Module):
         generator: source of the initial weights (on the CPU); the global one if it is left out.
     """
 
+    Config = TransformerConfig
+
     def __init__(self, config: TransformerConfig, generator: torch.Generator | None = None) -> None:
         super().__init__()
         self.config = config
         self.token_embedding = nn.Embedding(config.vocabulary, config.width)
         self.position_embedding = nn.Embedding(config.context, config.width)
         self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.blocks = nn.ModuleList(
+            Block(
+                config.width,
+                config.heads,
+                expansion=config.expansion,
+                dropout=config.dropout,
+                causal=True,
+            )
+            for _ in range(config.layers)
+        )
         self.norm = nn.LayerNorm(config.width)
         self.head = nn.Linear(config.width, config.vocabulary, bias=False)
         self._initialise(generator)
@@ -210,7 +242,7 @@ class CausalTransformer(nn.Module):
         at each step, so that part runs without the cache.
 
         Args:
-            prompt: at least one token a sequence.
+            prompt: at least one token per sequence.
             n: how many tokens to add, 0 or more.
             generator: source of the draws; a CPU generator gives a GPU model the same draws.
             temperature: divides the logits; 1 samples from the model, 0 takes the likeliest token.
@@ -247,7 +279,7 @@ def sample(
     temperature: float | int = 1.0,
     top_k: int | None = None,
 ) -> Int64[Tensor, "b 1"]:
-    """Draws one token a row from softmax(logits / temperature), among the `top_k` largest if given.
+    """Draws one token per row from softmax(logits / temperature), among the `top_k` largest if given.
 
     Raises:
         ValueError: for a negative temperature or `top_k` below 1.

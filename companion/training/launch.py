@@ -1,7 +1,11 @@
 """From a laptop to a cluster: the processes that train together."""
 
 import atexit
+import contextlib
 import os
+import signal
+import threading
+from collections.abc import Iterator
 from typing import Literal
 
 from lightning_fabric import Fabric
@@ -10,14 +14,20 @@ from lightning_fabric.plugins.precision import MixedPrecision
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from torch import distributed
 
-from companion.devices import default_device
+from companion.devices import (
+    Precision,
+    check_device,
+    default_device,
+    resolve_precision,
+    warn_if_slow,
+)
 
 
 def _given(devices: int, nodes: int) -> tuple[int, int]:
     """Returns how many processes a node, and nodes, there are: as asked, or as torchrun or SLURM has started them.
 
     Raises:
-        ValueError: if both were asked for and differ.
+        ValueError: if both were asked for and differ, or several nodes are asked for and nothing has started them.
     """
     if TorchElasticEnvironment.detect():
         starter = "torchrun"
@@ -28,6 +38,12 @@ def _given(devices: int, nodes: int) -> tuple[int, int]:
         per_node = os.environ.get("SLURM_NTASKS_PER_NODE", "1")
         found = (int(per_node), int(os.environ.get("SLURM_NNODES", "1")))
     else:
+        if nodes > 1:
+            # Without a launcher the first would wait for the others, and nobody starts them.
+            raise ValueError(
+                f"{nodes} nodes need a launcher that starts the command on each of them: torchrun --nnodes={nodes} "
+                f"--nproc-per-node={devices} --rdzv-backend=c10d --rdzv-endpoint=HOST:PORT …, or srun under SLURM."
+            )
         return devices, nodes
     if (devices, nodes) not in ((1, 1), found):
         raise ValueError(
@@ -67,8 +83,26 @@ def _join_after_restart(fabric: Fabric) -> None:
     atexit.register(distributed.destroy_process_group)
 
 
-def new_fabric(accelerator: str, devices: int, nodes: int, precision: str) -> Fabric:
+@contextlib.contextmanager
+def _ctrl_c_ends() -> Iterator[None]:
+    """Lets Ctrl-C end the process at once.
+
+    Waiting for the other processes happens outside Python, which would not come to raise `KeyboardInterrupt`.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_DFL if before is None else before)
+
+
+def new_fabric(accelerator: str, devices: int, nodes: int, precision: Precision) -> Fabric:
     """Returns a fabric whose processes are not started yet."""
+    precision = resolve_precision(precision, accelerator)
     if precision != "bf16-mixed":
         return Fabric(
             accelerator=accelerator, devices=devices, num_nodes=nodes, precision=precision
@@ -82,38 +116,44 @@ def launch(
     devices: int = 1,
     nodes: int = 1,
     accelerator: Literal["auto", "cpu", "cuda"] = "auto",
-    precision: Literal["32-true", "bf16-mixed"] = "32-true",
+    precision: Precision = "auto",
 ) -> Fabric:
     """Starts the processes that train together, or joins those that torchrun or SLURM has started.
 
     Under torchrun and SLURM the numbers of devices and nodes are theirs. Otherwise, with several devices, this
-    starts the command that is running once more for each of them; with several nodes each has to be told
-    MASTER_ADDR, MASTER_PORT and NODE_RANK, so torchrun is easier. For restarts over several nodes, start torchrun
-    with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, or restarted workers can find the addresses of the dead ones.
+    starts the command that is running once more for each of them; several nodes need torchrun or SLURM. For
+    restarts over several nodes, start torchrun with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, or restarted workers can
+    find the addresses of the dead ones. While the processes wait for one another, Ctrl-C ends them at once.
 
     Args:
         devices: processes on each node, each with a device of its own; on CPUs the number of processes.
         nodes: machines.
         accelerator: "cpu", "cuda" or "auto", which is CUDA where there is one.
-        precision: "32-true" or "bf16-mixed", as in the settings.
+        precision: as in the settings: "auto" is bf16-mixed on CUDA and 32-true on CPUs. A CPU that would have to
+            imitate bfloat16 is warned of.
 
     Returns:
         The fabric for `Trainer` and the evaluation; `fabric.is_global_zero` is True in one process only.
 
     Raises:
-        ValueError: if there are fewer devices than asked for, or torchrun or SLURM has started another number.
+        ValueError: if there are fewer devices than asked for, torchrun or SLURM has started another number, or
+            nothing has started the several nodes that are asked for.
     """
     if devices < 1 or nodes < 1:
         raise ValueError(f"at least one device and one node are needed, got {devices} and {nodes}.")
     devices, nodes = _given(devices, nodes)
     if accelerator == "auto":
         accelerator = default_device().type
+    check_device(accelerator)
     try:
         fabric = new_fabric(accelerator, devices, nodes, precision)
     except (MisconfigurationException, RuntimeError, ValueError) as error:
         raise ValueError(
-            f"cannot train on {devices} × {nodes} of {accelerator!r} in {precision!r}: {error}"
+            f"cannot compute on {devices} × {nodes} of {accelerator!r} in {precision!r}: {error}"
         ) from error
-    _join_after_restart(fabric)
-    fabric.launch()
+    with _ctrl_c_ends():
+        _join_after_restart(fabric)
+        fabric.launch()
+    if fabric.is_global_zero:
+        warn_if_slow(precision, accelerator)
     return fabric

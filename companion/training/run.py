@@ -4,24 +4,22 @@
     outcome = run(trainer, "runs/vae", resume=True)
 
 The folder then holds `log.csv`, the newest two states (see `companion.training.state`) and, if asked for,
-`samples-00001000.png`. Only the first process writes, so only it needs to see the folder.
+`sheet-00001000.png`. Only rank zero writes, so only it needs to see the folder; it holds a lock on it.
 """
 
 import contextlib
-import csv
 import dataclasses
-import io
 import json
 import math
-import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+import warnings
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -33,24 +31,24 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from companion.data.images import ImageDataset, to_uint8
-from companion.files import replacing, write_atomically
-from companion.randomness import derive
+from companion.files import FileLockedError, locked, replacing
+from companion.randomness import PerImage
+from companion.training.log import Averages, Log
+from companion.training.processes import rank_zero_does
+from companion.training.settings import TrainingSettings, same_schedule
 from companion.training.state import (
+    RunError,
+    StateError,
     last_state,
     newest_state,
     prune,
     room,
     save_state,
     saved_steps,
+    state_path,
     tidy,
 )
 from companion.training.trainer import DivergedError, Progress, Trainer
-
-T = TypeVar("T")
-
-
-class RunError(ValueError):
-    """A run that cannot start as asked: its folder is taken, or its settings are not those it was begun with."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +61,9 @@ class Outcome:
         seconds: the time training took, with all that came before it was resumed.
         losses: what the losses returned, averaged over the last stretch of the log; empty before its first row.
         signal: the number of the signal that interrupted the run, or 0.
+        folder: of the run; its newest state is that of `step`.
+        plans: the step from which on, and how many steps in all were planned; more than one if the run was made
+            longer or shorter after it had begun.
     """
 
     step: int
@@ -70,104 +71,18 @@ class Outcome:
     seconds: float
     losses: dict[str, float]
     signal: int = 0
+    folder: Path = Path()
+    plans: tuple[tuple[int, int], ...] = ()
 
     @property
     def interrupted(self) -> bool:
         """Whether a signal (Ctrl-C, SIGTERM) ended the run before its last step."""
         return self.signal != 0
 
-
-# --- The log ------------------------------------------------------------------------------------------------------
-
-FIXED = ("step", "seconds", "samples_per_second", "learning_rate")
-
-
-class Log:
-    """The rows of `log.csv`, on disk as soon as they are made.
-
-    Args:
-        path: of the file.
-        step: the last step whose rows are kept, when a run goes on from there.
-    """
-
-    def __init__(self, path: Path, step: int) -> None:
-        self.path = path
-        self.columns: list[str] = list(FIXED)
-        self.rows: list[dict[str, Any]] = []
-        if path.exists():
-            with path.open(encoding="utf-8", newline="") as file:
-                reader = csv.DictReader(file)
-                self.columns = list(reader.fieldnames or FIXED)
-                self.rows = [row for row in reader if self._kept(row, step)]
-            self._write_all()
-
-    @staticmethod
-    def _kept(row: Mapping[str, Any], step: int) -> bool:
-        # A killed process can leave a last row that is cut off, even within the number of its step. But such a
-        # row is later than the state: rows reach the disk before it does.
-        text = row.get("step") or ""
-        return text.isdecimal() and int(text) <= step and None not in row.values()
-
-    def _format(self, rows: list[dict[str, Any]], header: bool) -> str:
-        text = io.StringIO()
-        writer = csv.DictWriter(text, self.columns, restval="", lineterminator="\n")
-        if header:
-            writer.writeheader()
-        writer.writerows(rows)
-        return text.getvalue()
-
-    def _write_all(self) -> None:
-        write_atomically(self.path, self._format(self.rows, header=True).encode())
-
-    def append(self, row: dict[str, Any]) -> None:
-        """Adds a row; terms that were not there before get a column."""
-        self.rows.append(row)
-        new = [name for name in row if name not in self.columns]
-        if new or len(self.rows) == 1:
-            self.columns += new
-            self._write_all()
-        else:
-            with self.path.open("a", encoding="utf-8", newline="") as file:
-                file.write(self._format([row], header=False))
-
-    def sync(self) -> None:
-        """Waits until all rows are on the disk."""
-        if self.path.exists():
-            with self.path.open("rb") as file:
-                os.fsync(file.fileno())
-
-    def losses(self) -> dict[str, float]:
-        """Returns the loss terms of the last row."""
-        if not self.rows:
-            return {}
-        row = self.rows[-1]
-        return {k: float(v) for k, v in row.items() if k not in FIXED and v != ""}
-
-
-class Averages:
-    """Means of the loss terms since the last row, kept on the device, as reading them there would make it wait."""
-
-    def __init__(self) -> None:
-        self.sums: dict[str, Tensor] = {}
-        self.counts: dict[str, int] = {}
-
-    def add(self, values: Mapping[str, Tensor]) -> None:
-        for name, value in values.items():
-            self.sums[name] = self.sums[name] + value if name in self.sums else value.float()
-            self.counts[name] = self.counts.get(name, 0) + 1
-
-    def take(self, trainer: Trainer) -> dict[str, float]:
-        """Returns the means over processes and steps, and begins anew."""
-        sums, counts = trainer.mean(self.sums), self.counts
-        self.sums, self.counts = {}, {}
-        return {name: value / counts[name] for name, value in sums.items()}
-
-    def state(self, trainer: Trainer) -> dict[str, Any]:
-        return {"sums": trainer.mean(self.sums), "counts": dict(self.counts)}
-
-    def restore(self, state: Mapping[str, Any], device: torch.device) -> None:
-        self.sums = {k: torch.tensor(v, device=device) for k, v in state["sums"].items()}
-        self.counts = dict(state["counts"])
+    @property
+    def complete(self) -> bool:
+        """Whether all steps are done and saved, so that nothing is lost if what comes after is stopped."""
+        return self.step >= self.total
 
 
 # --- Signals and processes ----------------------------------------------------------------------------------------
@@ -214,29 +129,14 @@ class Stop:
         return int(number)
 
 
-def first_does(fabric: Fabric, action: Callable[[], T]) -> T:
-    """Lets the first process act, and gives all of them what it returned, or raises in all what it raised."""
-    if fabric.world_size == 1:
-        return action()
-    result: Any = None
-    if fabric.is_global_zero:
-        try:
-            result = action()
-        except Exception as error:
-            result = error
-    result = fabric.broadcast(result, src=0)
-    if isinstance(result, Exception):
-        raise result
-    return result
-
-
 # --- What is saved, and drawn -------------------------------------------------------------------------------------
 
 
 def fingerprint(trainer: Trainer) -> dict[str, Any]:
     """Returns what a run must have in common with its saved states, as JSON has it.
 
-    That is every setting, and of the data the content's hash, or for bare tensors their types and shapes.
+    That is every setting, nested ones under their own names, with "auto" as what it means here; the weights that it
+    began with; and of the data the content's hash, or for bare tensors their types and shapes.
     """
     data = trainer.data
     if isinstance(data, ImageDataset):
@@ -248,28 +148,102 @@ def fingerprint(trainer: Trainer) -> dict[str, Any]:
         }
     else:
         about = {"data's tensors": [[str(t.dtype), *t.shape] for t in data]}
-    return json.loads(json.dumps(about | dataclasses.asdict(trainer.settings), default=str))
+    about["initial weights' SHA-256"] = trainer.start_sha256
+    settings = _flat(dataclasses.asdict(trainer.settings)) | {"precision": trainer.precision}
+    return json.loads(json.dumps(about | settings, default=str))
 
 
-def require_same(saved: Mapping[str, Any], asked: Mapping[str, Any], folder: Path) -> None:
-    """Raises `RunError` with the names of the settings in which a run differs from its saved states."""
-    changed = [
-        f"{key}: {saved.get(key)!r} → {asked.get(key)!r}"
-        for key in sorted({*saved, *asked})
-        if saved.get(key) != asked.get(key)
-    ]
+def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns nested settings side by side."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        inner = _flat(value) if isinstance(value, Mapping) else {name: value}
+        flat |= {key if key not in flat else f"{name}.{key}": v for key, v in inner.items()}
+    return flat
+
+
+def require_same(
+    saved: Mapping[str, Any],
+    asked: Mapping[str, Any],
+    settings: TrainingSettings,
+    done: int,
+    folder: Path,
+) -> None:
+    """Compares a run with its saved states.
+
+    Args:
+        saved: the fingerprint of the states.
+        asked: that of the run that is to go on from them.
+        settings: of that run.
+        done: the steps already done.
+        folder: of the run.
+
+    Raises:
+        RunError: with the names of all settings that differ, if one beside the number of steps does, or if there are
+            fewer steps than those already done.
+    """
+    changed = [key for key in sorted({*saved, *asked}) if saved.get(key) != asked.get(key)]
     if not changed:
         return
+    if changed == ["steps"]:
+        _replan(saved["steps"], settings, done, folder)
+        return
+    listed = "; ".join(f"{key}: {saved.get(key)!r} → {asked.get(key)!r}" for key in changed)
     why = (
-        " Warm-up and decay are shares of all steps, so with another number of them the steps already done "
-        "would have had other learning rates."
-        if any(line.startswith("steps:") for line in changed)
+        " Precision 'auto' is bf16-mixed on CUDA and 32-true on CPUs; to go on elsewhere, ask for the run's own "
+        "(--precision)."
+        if "precision" in changed
         else ""
     )
     raise RunError(
-        f"the run in {str(folder)!r} was begun with other settings ({'; '.join(changed)}).{why} Resume it with "
-        "its own, or train in another folder."
+        f"the run in {str(folder)!r} was begun with other settings ({listed}).{why} Resume it with its own, or train "
+        "in another folder."
     )
+
+
+def _replan(planned: Any, settings: TrainingSettings, done: int, folder: Path) -> None:
+    """Allows another number of steps, and warns where the steps done would have had other learning rates by it."""
+    steps = settings.steps
+    if steps < done:
+        raise RunError(
+            f"the run in {str(folder)!r} has done {done:,} steps already, more than the {steps:,} asked for. Ask for "
+            "more, or train in another folder."
+        )
+    if not same_schedule(settings, planned, done):
+        warnings.warn(
+            f"the run in {str(folder)!r} was planned for {planned:,} steps, and goes on after {done:,} to {steps:,}. "
+            "From here on the learning rate follows the new plan, so the result is not that of a run which was "
+            f"planned for {steps:,} steps from the beginning.",
+            stacklevel=2,
+        )
+
+
+def _check(saved: Mapping[str, Any], step: int) -> None:
+    """Raises `StateError` if a state is not one that a run has saved."""
+    parts = {
+        "fingerprint": Mapping,
+        "seconds": float,
+        "averages": Mapping,
+        "log": str,
+        "device": str,
+        "plans": list,
+        "training": Mapping,
+    }
+    right = (
+        set(saved) == set(parts)
+        and all(isinstance(saved[name], kind) for name, kind in parts.items())
+        and 0 <= saved["seconds"] < math.inf
+        and Averages.fits(saved["averages"])
+        and bool(saved["plans"])
+        and all(
+            isinstance(plan, list) and len(plan) == 2 and all(type(n) is int for n in plan)
+            for plan in saved["plans"]
+        )
+        and saved["training"].get("step") == step
+        and type(saved["fingerprint"].get("steps")) is int
+    )
+    if not right:
+        raise StateError(f"{state_path(Path(), step).name!r} holds no state of a run.")
 
 
 def sheet(images: Float[Tensor, "n c h w"]) -> UInt8[Tensor, "c height width"]:
@@ -288,10 +262,9 @@ def _draw(trainer: Trainer, count: int) -> UInt8[Tensor, "c height width"]:
     """Draws the sheet of a step; the noise is that of every other sheet, so that one sees the network change."""
     sample, network = trainer.objective.sample, trainer.network
     assert sample is not None
-    device = trainer.fabric.device
     network.eval()
     with torch.no_grad(), trainer.fabric.autocast():
-        source = derive(trainer.settings.seed, "sheet", device=device)
+        source = PerImage(trainer.settings.seed, 0, count, "sheet")
         return sheet(sample(network, count, source).float().cpu())
 
 
@@ -312,49 +285,106 @@ def _writer(folder: Path, step: int) -> Any:
 class _Run:
     """A run and its files; `run` says what it does."""
 
-    def __init__(self, trainer: Trainer, folder: Path, samples: int) -> None:
-        self.trainer, self.folder, self.samples = trainer, folder, samples
+    def __init__(self, trainer: Trainer, folder: Path, sheet_images: int) -> None:
+        self.trainer, self.folder, self.sheet_images = trainer, folder, sheet_images
         self.fabric = trainer.fabric
         self.fingerprint = fingerprint(trainer)
         self.averages = Averages()
+        self.plans = [[0, trainer.settings.steps]]
         self.before = 0.0  # seconds of training before this process
         self.saved = -1
         self.writer: Any = None
+        self.begin()
 
-    def open(self, resume: bool, tensorboard: bool) -> None:
-        """Loads the newest valid state, or makes sure that the folder is free."""
-        saved = first_does(self.fabric, lambda: self._find(resume))
+    def begin(self) -> None:
+        """Starts the clock."""
+        self.start = self.last_time = time.perf_counter()
+        self.last_step = self.trainer.step
+
+    def open(
+        self, resume: bool, restarted: bool, tensorboard: bool, stack: contextlib.ExitStack
+    ) -> None:
+        """Locks the folder, and loads the newest valid state or makes sure that there is none."""
+
+        def find() -> dict[str, Any] | None:
+            self._lock(resume and not restarted, stack)
+            return self._find(resume, restarted)
+
+        saved = rank_zero_does(self.fabric, find)
         if saved is not None:
-            self.trainer.load_state_dict(saved["training"])
-            self.averages.restore(saved["averages"], self.fabric.device)
-            self.before, self.saved = saved["seconds"], self.trainer.step
+            self._load(saved)
         step = self.trainer.step
 
         def prepare() -> None:
             if saved is not None:
                 prune(self.folder, step)
             with room(self.folder, "the log"):
-                self.log = Log(self.folder / "log.csv", step)
+                digest = None if saved is None else saved["log"]
+                self.log = Log(self.folder / "log.csv", step, digest)
             if tensorboard:
                 self.writer = _writer(self.folder, step)
 
-        first_does(self.fabric, prepare)
-        self.start = self.last_time = time.perf_counter()
-        self.last_step = step
+        rank_zero_does(self.fabric, prepare)
+        self.begin()
 
-    def _find(self, resume: bool) -> dict[str, Any] | None:
-        if not resume and (saved_steps(self.folder) or (self.folder / "log.csv").exists()):
+    def _lock(self, must_exist: bool, stack: contextlib.ExitStack) -> None:
+        """Takes the folder for this process, until the run ends or dies."""
+        folder = str(self.folder)
+        if must_exist and not self.folder.is_dir():
             raise RunError(
-                f"{str(self.folder)!r} holds a run already. Resume it (resume=True, or --resume), or choose "
-                "another folder."
+                f"there is no run to resume in {folder!r}, as there is no such folder. Leave --resume out to begin one."
             )
-        with room(self.folder, "a new folder"):
+        with room(self.folder.parent, "a new folder"):
             self.folder.mkdir(parents=True, exist_ok=True)
+        message = f"another process trains in {folder!r}. Wait until it has ended, or choose another folder."
+        try:
+            stack.enter_context(locked(self.folder / ".lock", message=message))
+        except FileLockedError as error:
+            raise RunError(str(error)) from error
+
+    def _find(self, resume: bool, restarted: bool) -> dict[str, Any] | None:
+        """Returns the state to go on from, or None where the run begins."""
+        folder = str(self.folder)
+        if not saved_steps(self.folder):
+            logged = (self.folder / "log.csv").exists()
+            if resume and not restarted:
+                begin = (
+                    "remove its log.csv to begin anew" if logged else "leave --resume out to begin"
+                )
+                raise RunError(f"no state has been saved in {folder!r} to resume from; {begin}.")
+            if logged and not restarted:
+                raise RunError(
+                    f"{folder!r} holds the log of a run that has saved no state. Remove it, or choose another folder."
+                )
+        elif not (resume or restarted):
+            raise RunError(
+                f"{folder!r} holds a run already. Resume it (resume=True, or --resume), or choose another folder."
+            )
         tidy(self.folder)
-        saved = newest_state(self.folder)
+        saved = newest_state(self.folder, _check)
         if saved is not None:
-            require_same(saved["fingerprint"], self.fingerprint, self.folder)
+            done, settings = saved["training"]["step"], self.trainer.settings
+            require_same(saved["fingerprint"], self.fingerprint, settings, done, self.folder)
+            if (before := saved["device"]) != (now := self.fabric.device.type):
+                warnings.warn(
+                    f"the run in {folder!r} was begun on {before!r} and goes on on {now!r}, which draws other random "
+                    "numbers: it ends as well, but with other bits.",
+                    stacklevel=2,
+                )
         return saved
+
+    def _load(self, saved: Mapping[str, Any]) -> None:
+        step = saved["training"]["step"]
+        try:
+            self.trainer.load_state_dict(saved["training"])
+        except StateError as error:
+            path = state_path(self.folder, step)
+            raise StateError(f"cannot go on from {str(path)!r}: {error}") from error
+        self.averages.restore(saved["averages"], self.fabric.device)
+        self.before, self.saved = saved["seconds"], step
+        self.plans = [list(plan) for plan in saved["plans"]]
+        if self.plans[-1][1] != self.trainer.settings.steps:
+            self.plans.append([step, self.trainer.settings.steps])
 
     @property
     def seconds(self) -> float:
@@ -382,21 +412,21 @@ class _Run:
                     if name != "step":
                         self.writer.add_scalar(name, value, progress.step)
 
-        first_does(self.fabric, write)
+        rank_zero_does(self.fabric, write)
 
     def draw(self) -> None:
         """Writes a sheet of samples."""
 
         def write() -> None:
-            picture = _draw(self.trainer, self.samples)
+            picture = _draw(self.trainer, self.sheet_images)
             pixels = picture[0] if len(picture) == 1 else rearrange(picture, "c h w -> h w c")
-            path = self.folder / f"samples-{self.trainer.step:08d}.png"
+            path = self.folder / f"sheet-{self.trainer.step:08d}.png"
             with room(self.folder, f"the sheet {path.name!r}"), replacing(path) as file:
                 Image.fromarray(pixels.numpy()).save(file, "PNG")
             if self.writer:
-                self.writer.add_image("samples", picture, self.trainer.step)
+                self.writer.add_image("sheet", picture, self.trainer.step)
 
-        first_does(self.fabric, write)
+        rank_zero_does(self.fabric, write)
 
     def save(self) -> None:
         """Saves a state, unless it is that of a training that has diverged."""
@@ -417,17 +447,27 @@ class _Run:
                 "fingerprint": self.fingerprint,
                 "seconds": self.seconds,
                 "averages": averages,
+                "log": self.log.digest,
+                "plans": self.plans,
+                "device": self.fabric.device.type,
                 "training": self.trainer.state_dict(),
             }
             save_state(self.folder, step, state)
 
-        first_does(self.fabric, write)
+        rank_zero_does(self.fabric, write)
         self.saved = step
 
     def outcome(self, number: int) -> Outcome:
         step, total = self.trainer.step, self.trainer.settings.steps
-        losses = first_does(self.fabric, lambda: self.log.losses())
-        return Outcome(step, total, self.seconds, losses, number if step < total else 0)
+
+        def ending() -> dict[str, float]:
+            tidy(self.folder)
+            return self.log.losses()
+
+        losses = rank_zero_does(self.fabric, ending)
+        plans = tuple((since, steps) for since, steps in self.plans)
+        number = number if step < total else 0
+        return Outcome(step, total, self.seconds, losses, number, self.folder, plans)
 
 
 def run(
@@ -435,10 +475,11 @@ def run(
     folder: str | Path,
     *,
     resume: bool = False,
+    restarted: bool = False,
     save_every: int = 1000,
     log_every: int = 50,
-    sample_every: int = 0,
-    samples: int = 64,
+    sheet_every: int = 0,
+    sheet_images: int = 64,
     progress: bool = True,
     tensorboard: bool = False,
 ) -> Outcome:
@@ -446,17 +487,22 @@ def run(
 
     After `kill -9` at any moment a resumed run ends, on a CPU, with the very bits of one that was never
     interrupted. SIGTERM and Ctrl-C finish the step, save and return. All processes call this function, and
-    all return together.
+    all return together. One process, or group of processes, at a time can train in a folder.
+
+    A run can be made longer, or shorter, by resuming it with another number of steps. The learning rate then
+    follows the new plan from there on; a warning says so where the steps done would have had other rates by it.
 
     Args:
         trainer: what to train; it must not have taken a step yet.
         folder: where everything goes.
-        resume: go on from the newest valid state in the folder, or begin where there is none.
+        resume: go on from the newest valid state in the folder.
+        restarted: this process takes the place of one that died, as torchrun starts it: go on from the newest valid
+            state, or begin where none has been saved.
         save_every: steps between states; one is also saved at the end, and when the run is interrupted.
         log_every: steps between rows of `log.csv`, each of means since the row before.
-        sample_every: steps between sample sheets, drawn from the average of the weights where there is one;
+        sheet_every: steps between sample sheets, drawn from the average of the weights where there is one;
             0 for none. Objectives without `sample` have none.
-        samples: images on a sheet.
+        sheet_images: images on a sheet.
         progress: show a progress bar on standard error.
         tensorboard: write the rows and sheets for TensorBoard too, into the folder's `tensorboard`.
 
@@ -464,22 +510,30 @@ def run(
         How it ended.
 
     Raises:
-        RunError: if the folder holds a run and `resume` is False, if the run there was begun with other
-            settings or data, or if TensorBoard is asked for and not installed.
-        StateError: if there are saved states but none is valid.
+        RunError: if the folder holds a run and neither `resume` nor `restarted` is True, or none and `resume` is; if
+            another process trains in it; if the run there was begun with other settings, data or initial weights, or
+            has done more steps than are asked for; if its log is damaged; or if TensorBoard is asked for and not
+            installed.
+        StateError: if there are saved states but none is valid, or they are of another network.
         DivergedError: if a loss or a weight is not finite; the message names the last good state.
         DiskFullError: if there is no room; nothing that was saved before is lost.
+        ValueError: if a number is out of its range.
     """
-    for name, value in (("save_every", save_every), ("log_every", log_every), ("samples", samples)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}.")
+    for name, value, least in (
+        ("save_every", save_every, 1),
+        ("log_every", log_every, 1),
+        ("sheet_every", sheet_every, 0),
+        ("sheet_images", sheet_images, 1),
+    ):
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}.")
     folder, settings, fabric = Path(folder), trainer.settings, trainer.fabric
     total = settings.steps
     # Asking the other processes makes a GPU wait, so there it is done now and then.
     ask_every = 1 if fabric.world_size == 1 or fabric.device.type == "cpu" else 20
-    this = _Run(trainer, folder, samples)
+    this = _Run(trainer, folder, sheet_images)
     with Stop().listening() as stop, contextlib.ExitStack() as stack:
-        this.open(resume, tensorboard)
+        this.open(resume, restarted, tensorboard, stack)
         stack.callback(lambda: this.writer and this.writer.close())
         bar = stack.enter_context(
             tqdm(
@@ -508,12 +562,12 @@ def run(
                     number = stop.agreed(fabric)
                 if step % log_every == 0 or last:
                     this.row(event)
-                if sample_every and trainer.objective.sample and (step % sample_every == 0 or last):
+                if sheet_every and trainer.objective.sample and (step % sheet_every == 0 or last):
                     this.draw()
                 if step % save_every == 0 or last or number:
                     this.save()
         except DivergedError as error:
-            where = first_does(fabric, lambda: last_state(folder))
+            where = rank_zero_does(fabric, lambda: last_state(folder))
             raise DivergedError(error.step, where, error.what) from None
         finally:
             trainer.objective.network.eval()

@@ -1,9 +1,9 @@
 """Saved states of a training, from which it goes on exactly, and which survive whatever ends it.
 
 A state is two files: `step-00001000.safetensors` with all tensors in full precision, and `step-00001000.json` with
-everything else, where each tensor stands, and the SHA-256 of the first file. Both are written beside their final
-names and renamed, the JSON last: where it lies, the state is whole. The newest two are kept, so that there is one
-to fall back to. A pickle is neither written nor read.
+everything else, where each tensor stands, the SHA-256 of the first file, and that of its own content. Both are
+written beside their final names and renamed, the JSON last: where it lies, the state is whole. The newest two are
+kept, so that there is one to fall back to. A pickle is neither written nor read.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ import json
 import re
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -24,8 +24,11 @@ from torch import Tensor
 
 from companion.files import replacing, sync_folder, write_atomically
 
-FORMAT = 1
+# 2: weight decay has parameter groups of its own, and the JSON a hash.
+FORMAT = 2
 KEPT = 2
+# A state's JSON takes some kilobytes a layer; what is larger than this is something else.
+LARGEST_JSON = 64 * 2**20
 
 # As safetensors calls them.
 TYPES = {
@@ -45,6 +48,10 @@ FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 class StateError(ValueError):
     """A saved state that is incomplete, altered or of another kind; or a folder without a valid one."""
+
+
+class RunError(ValueError):
+    """A run that cannot start as asked: its folder is taken or damaged, or it was begun with other settings."""
 
 
 class DiskFullError(OSError):
@@ -173,7 +180,8 @@ def room(folder: Path, what: str, needed: int | None = None) -> Iterator[None]:
         raise DiskFullError(
             error.errno,
             f"no room for {what}{size} in {str(folder)!r}, whose disk has {free:,} bytes free "
-            f"({error.strerror}). {last_state(folder)} Make room and resume.",
+            f"({error.strerror}). {last_state(folder)} Make room and "
+            f"{'resume' if saved_steps(folder) else 'begin again'}.",
         ) from error
 
 
@@ -209,6 +217,7 @@ def save_state(folder: str | Path, step: int, state: Mapping[str, Any], kept: in
                 digest.update(piece)
                 file.write(piece)
         card = {"format": FORMAT, "step": step, "sha256": digest.hexdigest(), "state": skeleton}
+        card["own sha256"] = _digest(card)
         write_atomically(path.with_suffix(".json"), (json.dumps(card, indent=1) + "\n").encode())
     # Of later steps there are only states that were refused when the run was resumed from an earlier one.
     prune(folder, step, kept, later=True)
@@ -233,10 +242,14 @@ def prune(folder: Path, step: int, kept: int = KEPT, later: bool = False) -> Non
                 state_path(folder, other).with_suffix(suffix).unlink()
 
 
+# What `companion.files.replacing` writes before it renames it: .NAME.ENDING and eight characters.
+TEMPORARY = re.compile(r"\..+\.(safetensors|json|csv|png)\.[a-z0-9_]{8}")
+
+
 def tidy(folder: Path) -> None:
-    """Removes what a killed process left half written."""
+    """Removes the hidden files that a killed process of ours left half written in a run's folder."""
     for path in folder.glob(".*"):
-        if re.fullmatch(r"\.(step-\d{8,}|samples-\d{8,}|log)\.\w+\.\w+", path.name):
+        if TEMPORARY.fullmatch(path.name) and path.is_file():
             path.unlink(missing_ok=True)
 
 
@@ -245,6 +258,35 @@ def tidy(folder: Path) -> None:
 
 def _sha256(file: BinaryIO) -> str:
     return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _digest(card: Mapping[str, Any]) -> str:
+    """Returns the SHA-256 of a JSON value, in its own order and with its numbers as Python writes them."""
+    return hashlib.sha256(json.dumps(card, separators=(",", ":")).encode()).hexdigest()
+
+
+def _card(mark: Path) -> dict[str, Any]:
+    """Reads the JSON of a state, and checks it against its own hash, its file's name and the format."""
+    with mark.open("rb") as file:
+        text = file.read(LARGEST_JSON + 1)
+    if len(text) > LARGEST_JSON:
+        raise StateError(f"{mark.name!r} is larger than the JSON of any state.")
+    card = json.loads(text.decode())
+    if not isinstance(card, dict) or "format" not in card:
+        raise StateError(f"{mark.name!r} holds no saved state.")
+    if card["format"] != FORMAT:
+        raise StateError(
+            f"{mark.name!r} has format {card['format']!r}, this companion reads {FORMAT}. Resume it with the version "
+            "that has written it, or train again in another folder."
+        )
+    said = card.pop("own sha256", None)
+    if said != _digest(card):
+        raise StateError(
+            f"{mark.name!r} was altered: its content has not the SHA-256 that it names."
+        )
+    if state_path(mark.parent, card["step"]).stem != mark.stem:
+        raise StateError(f"{mark.name!r} is the state of step {card['step']}, under another name.")
+    return card
 
 
 def load_state(path: str | Path) -> dict[str, Any]:
@@ -257,18 +299,14 @@ def load_state(path: str | Path) -> dict[str, Any]:
         What was given to `save_state`; tensors on the CPU.
 
     Raises:
-        StateError: if a file is missing, truncated, altered or something else; the message names it.
+        StateError: if a file is missing, truncated, altered, renamed or something else; the message names it.
     """
     path = Path(path).with_suffix(".safetensors")
     mark = path.with_suffix(".json")
+    reading = mark
     try:
-        card = json.loads(mark.read_text(encoding="utf-8"))
-        if not isinstance(card, dict):
-            raise StateError(f"{mark.name!r} holds no saved state.")
-        if card["format"] != FORMAT:
-            raise StateError(
-                f"{mark.name!r} has format {card['format']!r}, this companion reads {FORMAT}."
-            )
+        card = _card(mark)
+        reading = path
         with path.open("rb") as file:
             found = _sha256(file)
         if found != card["sha256"]:
@@ -276,22 +314,40 @@ def load_state(path: str | Path) -> dict[str, Any]:
                 f"{path.name!r} is truncated or was altered: its SHA-256 is {found}, {mark.name!r} says "
                 f"{card['sha256']}."
             )
-        return _join(card["state"], load_file(path))
-    except FileNotFoundError as error:
-        raise StateError(f"{Path(error.filename).name!r} is missing.") from error
+        state = _join(card["state"], load_file(path))
+        if not isinstance(state, dict):
+            raise StateError(f"{mark.name!r} holds no saved state.")
+        return state
+    except StateError:
+        raise
+    except (FileNotFoundError, IsADirectoryError) as error:
+        missing = isinstance(error, FileNotFoundError)
+        raise StateError(f"{reading.name!r} is {'missing' if missing else 'a folder'}.") from error
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise StateError(f"{mark.name!r} is truncated or was altered: {error}.") from error
-    except (KeyError, TypeError, SafetensorError) as error:
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        MemoryError,
+        RecursionError,
+        TypeError,
+        ValueError,
+        SafetensorError,
+    ) as error:  # whatever reading can meet in a file that somebody else has made
         raise StateError(
-            f"{mark.name!r} and {path.name!r} hold no saved state: {error!r}."
+            f"{mark.name!r} and {path.name!r} hold no saved state: {type(error).__name__}: {error}."
         ) from error
 
 
-def newest_state(folder: str | Path) -> dict[str, Any] | None:
-    """Returns the newest valid state of a folder, and warns by name about newer ones that are damaged.
+def newest_state(
+    folder: str | Path, check: Callable[[dict[str, Any], int], None] | None = None
+) -> dict[str, Any] | None:
+    """Returns the newest valid state of a folder, and warns once, by name, about newer ones that are damaged.
 
     Args:
         folder: where states were saved.
+        check: receives a state and its step, and raises `StateError` if it is none of its kind.
 
     Returns:
         The state, or None where none was ever completed.
@@ -305,18 +361,21 @@ def newest_state(folder: str | Path) -> dict[str, Any] | None:
     problems: list[str] = []
     state, goes_on = None, "Starting from the beginning."
     for step in steps:
+        path = state_path(folder, step)
         try:
-            state = load_state(state_path(folder, step))
+            found = load_state(path)
+            if check is not None:
+                check(found, step)
         except StateError as error:
             problems.append(str(error))
         else:
-            goes_on = f"Going on from {state_path(folder, step).name!r}."
+            state, goes_on = found, f"Going on from {path.name!r}."
             break
     if state is None and marked:
         raise StateError(
             f"no saved state in {str(folder)!r} is valid: {' '.join(problems)} Restore one from a backup, or "
             "start again in another folder."
         )
-    for problem in problems:
-        warnings.warn(f"{problem} {goes_on}", stacklevel=2)
+    if problems:
+        warnings.warn(f"{' '.join(problems)} {goes_on}", stacklevel=2)
     return state

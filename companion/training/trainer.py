@@ -1,33 +1,45 @@
 """The training loop that every model of the book goes through.
 
 It knows no model. An `Objective` brings the network and one or more phases, each with its parameters and its
-loss: a variational autoencoder has one phase, a GAN two. The loop takes care of the order of the data, noise,
-precision, gradient accumulation, clipping, the learning rate, the average of the weights and of several
-processes. All of its randomness is a function of the seed, the step and the phase, so a run that stops can go
-on exactly, and two processes do what one does.
+loss: a variational autoencoder has one phase, a GAN two. The loop takes care of the order of the data and of
+floats where losses want floats, of noise, precision, gradient accumulation, clipping, the learning rate, the
+average of the weights and of several processes. All of its randomness is a function of the seed, the step and the
+phase, so a run that stops can go on exactly, and two processes do what one does.
 """
 
 import contextlib
+import hashlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, distributed, nn
 
-from companion.data.images import ImageDataset
-from companion.devices import default_device
+from companion.data.batch import Batch
+from companion.data.images import ImageDataset, to_float
+from companion.devices import default_device, resolve_precision, warn_if_slow
 from companion.randomness import Rows, Source, derive
 from companion.training.batches import BatchOrder
 from companion.training.ema import EMA
 from companion.training.launch import new_fabric
+from companion.training.optimiser import (
+    check_moments,
+    check_tensors,
+    load_moments,
+    moments_of,
+    parameter_groups,
+    require,
+)
+from companion.training.processes import average_gradients, from_rank_zero
 from companion.training.settings import TrainingSettings, learning_rate_factor
+from companion.training.state import StateError
 
-Batch = tuple[Tensor, ...]
-# Takes a batch and the randomness for its samples; returns means over the batch, among them "loss".
-Loss = Callable[[Batch, Source], Mapping[str, Tensor]]
+# Takes a batch of a data set, or a tuple where the data are tensors, and the randomness for its samples; returns
+# means over the batch, among them "loss".
+Loss = Callable[[Any, Source], Mapping[str, Tensor]]
 
 # Data sets up to this many bytes live on the device; larger ones are copied batch by batch.
 RESIDENT_BYTES = 4 * 2**30
@@ -92,7 +104,7 @@ class Objective:
             raise ValueError("one phase at least must take its turn at every step (every=1).")
 
 
-def minimise(
+def single_objective(
     network: nn.Module,
     loss: Loss,
     sample: Callable[[nn.Module, int, Source], Tensor] | None = None,
@@ -138,32 +150,65 @@ def _share(fabric: Fabric, settings: TrainingSettings) -> int:
     return settings.batch_size // parts
 
 
-def _average_gradients(fabric: Fabric, parameters: Sequence[nn.Parameter]) -> None:
-    """Replaces every gradient by its mean over the processes, in one message for each data type."""
-    by_type: dict[torch.dtype, list[Tensor]] = {}
-    for parameter in parameters:
-        if parameter.grad is not None:
-            by_type.setdefault(parameter.grad.dtype, []).append(parameter.grad)
-    for gradients in by_type.values():
-        together = torch.cat([g.flatten() for g in gradients])
-        # Not fabric.all_reduce, which waits for all processes once more before it sends anything.
-        distributed.all_reduce(together)
-        together /= fabric.world_size
-        parts = together.split([g.numel() for g in gradients])
-        for gradient, part in zip(gradients, parts, strict=True):
-            gradient.copy_(part.view(gradient.shape))
+def _batch_of(
+    dataset: ImageDataset, indices: Tensor, device: torch.device, memory_format: torch.memory_format
+) -> Batch:
+    """Returns the samples of some indices, which become floats where they are wanted: bytes travel faster."""
+    images, labels = dataset.images[indices], dataset.labels[indices]
+    if images.device != device:
+        images = images.pin_memory().to(device, non_blocking=True)
+        labels = labels.pin_memory().to(device, non_blocking=True)
+    captions = getattr(dataset, "captions", ())
+    return Batch(
+        images=to_float(images).contiguous(memory_format=memory_format),
+        labels=labels,
+        captions=tuple(captions[i] for i in indices.tolist()) if captions else None,
+    )
 
 
-def _take_from_first(tensors: Iterable[Tensor]) -> None:
-    """Replaces tensors by those of the first process, in one message for each data type."""
-    by_type: dict[torch.dtype, list[Tensor]] = {}
-    for tensor in tensors:
-        by_type.setdefault(tensor.dtype, []).append(tensor.detach())
-    for same in by_type.values():
-        together = torch.cat([t.flatten() for t in same])
-        distributed.broadcast(together, src=0)
-        for tensor, part in zip(same, together.split([t.numel() for t in same]), strict=True):
-            tensor.copy_(part.view(tensor.shape))
+def _tuple_of(
+    tensors: Sequence[Tensor],
+    indices: Tensor,
+    device: torch.device,
+    memory_format: torch.memory_format,
+) -> tuple[Tensor, ...]:
+    """Returns the rows of some indices of each tensor."""
+    rows = tuple(t[indices] for t in tensors)
+    if rows[0].device != device:
+        rows = tuple(t.pin_memory().to(device, non_blocking=True) for t in rows)
+    return tuple(t.contiguous(memory_format=memory_format) if t.ndim == 4 else t for t in rows)
+
+
+def _fingerprint(tensors: Mapping[str, Tensor]) -> str:
+    """Returns the SHA-256 of named tensors: names, types, shapes and content."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(repr((name, str(tensor.dtype), tuple(tensor.shape))).encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _begin_with(network: nn.Module, start: Mapping[str, Tensor]) -> None:
+    """Gives a network the weights it is to begin with, after checking that they are its own in name and shape.
+
+    Raises:
+        ValueError: if they are not.
+    """
+    own = network.state_dict()
+    if odd := sorted(set(own) ^ set(start)):
+        some = ", ".join(map(repr, odd[:3])) + (" and more" if len(odd) > 3 else "")
+        raise ValueError(
+            f"the weights to begin with are of another network: {some} is in one of them only. Take a checkpoint of "
+            "the same model, and its settings."
+        )
+    for name, tensor in own.items():
+        if tensor.shape != start[name].shape:
+            raise ValueError(
+                f"the weights to begin with are of another network: {name!r} has the shape {tuple(start[name].shape)}, "
+                f"here {tuple(tensor.shape)}. Take a checkpoint of the same model, and its settings."
+            )
+    network.load_state_dict(start)
 
 
 class Trainer:
@@ -171,25 +216,32 @@ class Trainer:
 
     The visible loop is the caller's own:
 
-        trainer = Trainer(minimise(model, loss), data, TrainingSettings(steps=500))
+        trainer = Trainer(single_objective(model, loss), data, TrainingSettings(steps=500))
         for progress in trainer:
             ...
 
     With several processes, each works on its share of every batch and the gradients are averaged, which gives
-    the gradient of one process up to rounding; all begin with the first one's weights. What looks at more than
+    the gradient of one process up to rounding; all begin with rank zero's weights. What looks at more than
     one sample at a time sees a process's share only: PyTorch's batch normalisation normalises over it (and its
-    running statistics are the first process's; `companion.nn.normalisation` has one that counts all processes),
+    running statistics are rank zero's; `companion.nn.normalisation` has one that counts all processes),
     and dropout draws other masks in every process. The same holds for the parts of an accumulated gradient.
 
     Args:
         objective: the network and its losses.
-        data: a dataset, whose batches are (bytes, labels), or tensors of equal length.
+        data: a dataset, of which a loss is given a `Batch` with images in [−1, 1]; or tensors of equal length, of
+            which it is given a tuple.
         settings: how to train.
         fabric: where to train, as `launch` gives it; by default one process on the default device.
+        start: weights to begin with, by the names of the network's `state_dict`; by default those it has.
+
+    Attributes:
+        step: the steps done.
+        precision: of this training, "32-true" or "bf16-mixed", whatever "auto" in the settings means here.
+        start_sha256: the hash of the weights given to begin with; None where there were none.
 
     Raises:
         ValueError: if the data are fewer than a batch, differ in length, the batch cannot be divided among
-            the processes, or the fabric has another precision than the settings.
+            the processes, the fabric has another precision than the settings, or `start` is of another network.
     """
 
     def __init__(
@@ -198,30 +250,32 @@ class Trainer:
         data: ImageDataset | Sequence[Tensor],
         settings: TrainingSettings,
         fabric: Fabric | None = None,
+        start: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.objective, self.settings, self.data = objective, settings, data
-        self.fabric = fabric or new_fabric(default_device().type, 1, 1, settings.precision)
-        device = self.fabric.device
-        with self.fabric.autocast():
+        if fabric is None:
+            kind = default_device().type
+            fabric = new_fabric(kind, 1, 1, settings.precision)
+            warn_if_slow(settings.precision, kind)
+        self.fabric, device = fabric, fabric.device
+        self.precision = resolve_precision(settings.precision, device)
+        with fabric.autocast():
             mixed = torch.is_autocast_enabled(device.type)
-        if mixed != (settings.precision == "bf16-mixed"):
+        if mixed != (self.precision == "bf16-mixed"):
             raise ValueError(
-                f"the settings ask for {settings.precision}, but the fabric has another precision; give it that one."
+                f"the settings ask for {self.precision}, but the fabric has another precision; give "
+                f"launch(precision={settings.precision!r})."
             )
-        tensors = (data.images, data.labels) if isinstance(data, ImageDataset) else tuple(data)
-        if len({len(t) for t in tensors}) != 1:
-            raise ValueError(f"the data differ in length: {[len(t) for t in tensors]}.")
-        self._share = _share(self.fabric, settings)
-        resident = sum(t.nbytes for t in tensors) <= RESIDENT_BYTES
-        self._data = tuple(t.to(device) if resident else t for t in tensors)
-        self._order = BatchOrder(
-            len(tensors[0]), settings.batch_size, settings.seed, self._data[0].device
-        )
+        self._share = _share(fabric, settings)
+        self._place(data)
+        self.start_sha256 = None if start is None else _fingerprint(start)
+        if start is not None:
+            _begin_with(objective.network, start)
         network = objective.network.to(device)
         if settings.channels_last:
             network.to(memory_format=torch.channels_last)
         if self._many:
-            _take_from_first((*network.parameters(), *network.buffers()))
+            from_rank_zero((*network.parameters(), *network.buffers()))
         self._optimisers = {p.name: self._optimiser(p) for p in objective.phases}
         self.ema = EMA(network, settings.ema) if settings.ema else None
         if settings.compile:
@@ -232,6 +286,22 @@ class Trainer:
         self._first_bad = torch.zeros((), dtype=torch.int64, device=device)
         # Reading a number back from a GPU, or asking all processes, takes time, so it is done now and then.
         self._check_every = 1 if device.type == "cpu" and not self._many else 20
+
+    def _place(self, data: ImageDataset | Sequence[Tensor]) -> None:
+        """Puts the data on the device if there is room for them, and determines their order."""
+        dataset = data if isinstance(data, ImageDataset) else None
+        tensors = (data.images, data.labels) if dataset is not None else tuple(data)
+        if len({len(t) for t in tensors}) != 1:
+            raise ValueError(f"the data differ in length: {[len(t) for t in tensors]}.")
+        if sum(t.nbytes for t in tensors) <= RESIDENT_BYTES:
+            tensors = tuple(t.to(self.fabric.device) for t in tensors)
+        if dataset is not None:
+            self._data = replace(dataset, images=tensors[0], labels=tensors[1])
+        else:
+            self._data = tensors
+        self._order = BatchOrder(
+            len(tensors[0]), self.settings.batch_size, self.settings.seed, tensors[0].device
+        )
 
     @property
     def _many(self) -> bool:
@@ -245,10 +315,9 @@ class Trainer:
     def _optimiser(self, phase: Phase) -> torch.optim.Optimizer:
         s = self.settings
         return torch.optim.AdamW(
-            list(phase.parameters),
+            parameter_groups(self.objective.network, phase.parameters, s.weight_decay),
             lr=phase.learning_rate or s.learning_rate,
             betas=(s.beta1, s.beta2),
-            weight_decay=s.weight_decay,
             fused=True,
         )
 
@@ -256,17 +325,13 @@ class Trainer:
         start = (self.fabric.global_rank * self.settings.accumulate + part) * self._share
         return start, start + self._share
 
-    def _batch(self, start: int, stop: int) -> Batch:
+    def _batch(self, start: int, stop: int) -> Batch | tuple[Tensor, ...]:
+        """Returns the rows `start` … `stop` − 1 of this step's batch, on the device."""
         indices = self._order.indices(self.step)[start:stop]
-        batch = tuple(t[indices] for t in self._data)
-        device = self.fabric.device
-        if batch[0].device != device:
-            batch = tuple(t.pin_memory().to(device, non_blocking=True) for t in batch)
-        if self.settings.channels_last:
-            batch = tuple(
-                t.contiguous(memory_format=torch.channels_last) if t.ndim == 4 else t for t in batch
-            )
-        return batch
+        last = self.settings.channels_last
+        order = torch.channels_last if last else torch.contiguous_format
+        take = _batch_of if isinstance(self._data, ImageDataset) else _tuple_of
+        return take(self._data, indices, self.fabric.device, order)
 
     def _turn(self, phase: Phase, factor: float) -> dict[str, Tensor]:
         """Lets one phase take its turn: gradients over all parts, their mean over the processes, one update."""
@@ -291,7 +356,7 @@ class Trainer:
                 mean = value.detach()
                 sums[name] = sums[name] + mean if name in sums else mean
         if self._many:
-            _average_gradients(self.fabric, phase.parameters)
+            average_gradients(self.fabric, phase.parameters)
         if self.settings.clip:
             nn.utils.clip_grad_norm_(phase.parameters, self.settings.clip)
         for group in optimiser.param_groups:
@@ -338,7 +403,7 @@ class Trainer:
                     values[name if alone else f"{phase.name}/{name}"] = value
         self.step += 1
         if self._many:
-            _take_from_first(self.objective.network.buffers())
+            from_rank_zero(self.objective.network.buffers())
         if self.ema:
             self.ema.update(self.objective.network)
         self._note_losses([v for k, v in values.items() if k.split("/")[-1] == "loss"])
@@ -398,41 +463,57 @@ class Trainer:
             "ema": None
             if self.ema is None
             else {"updates": self.ema.updates, "network": self.ema.network.state_dict()},
-            "optimisers": {name: o.state_dict() for name, o in self._optimisers.items()},
+            "optimisers": {name: moments_of(o) for name, o in self._optimisers.items()},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes over what `state_dict` returned.
+        """Takes over what `state_dict` returned; the settings of the optimiser stay those of this training.
 
         Raises:
-            ValueError: if the state is of other networks or phases.
+            StateError: if the state is of other networks or phases, or no state at all. All of it is checked before
+                any of it is loaded.
         """
-        if set(state["optimisers"]) != set(self._optimisers) or (state["ema"] is None) != (
-            self.ema is None
-        ):
-            raise ValueError(
-                f"the saved state has the phases {sorted(state['optimisers'])} and "
-                f"{'no ' if state['ema'] is None else 'an '}average of the weights, which is not what this "
-                "recipe trains; use the settings of the run, or another folder."
-            )
-        try:
-            self.objective.network.load_state_dict(state["network"])
-            if self.ema:
-                self.ema.network.load_state_dict(state["ema"]["network"])
-                self.ema.updates = state["ema"]["updates"]
-        except RuntimeError as error:
-            raise ValueError(f"the saved weights are of another network: {error}") from error
+        self._check_state(state)
+        self.objective.network.load_state_dict(state["network"])
+        if self.ema:
+            self.ema.network.load_state_dict(state["ema"]["network"])
+            self.ema.updates = state["ema"]["updates"]
         for name, optimiser in self._optimisers.items():
-            optimiser.load_state_dict(state["optimisers"][name])
-            for parameter, moments in optimiser.state.items():
-                for key, value in moments.items():
-                    # A copy of its own; and, since the fused update walks through memory, in the parameter's order.
-                    same = key != "step" and value.shape == parameter.shape
-                    moments[key] = (
-                        torch.empty_like(parameter).copy_(value) if same else value.clone()
-                    )
+            load_moments(state["optimisers"][name], optimiser)
         self.step = state["step"]
         self._first_bad.zero_()
+
+    def _check_state(self, state: Mapping[str, Any]) -> None:
+        known = {"step", "network", "ema", "optimisers"}
+        require(
+            isinstance(state, Mapping) and set(state) == known, "the saved state has other parts"
+        )
+        total = self.settings.steps
+        require(
+            type(state["step"]) is int and 0 <= state["step"] <= total,
+            f"the saved state is of step {state['step']!r}, of a training of {total:,} steps",
+        )
+        phases, average = state["optimisers"], state["ema"]
+        require(isinstance(phases, Mapping), "the saved state has no phases")
+        if set(phases) != set(self._optimisers) or (average is None) != (self.ema is None):
+            raise StateError(
+                f"the saved state has the phases {sorted(phases)} and {'no' if average is None else 'an'} average "
+                "of the weights, which is not what this recipe trains; use the settings of the run, or another "
+                "folder."
+            )
+        check_tensors(state["network"], self.objective.network.state_dict(), "weights")
+        if self.ema:
+            require(
+                isinstance(average, Mapping)
+                and set(average) == {"updates", "network"}
+                and type(average["updates"]) is int
+                and average["updates"] >= 0,
+                "the saved average of the weights is none",
+            )
+            own = self.ema.network.state_dict()
+            check_tensors(average["network"], own, "average of the weights")
+        for name, optimiser in self._optimisers.items():
+            check_moments(phases[name], optimiser, name)
 
 
 def train(
@@ -457,7 +538,7 @@ def train(
     Returns:
         The loss of every step.
     """
-    trainer = Trainer(minimise(network, loss), data, settings)
+    trainer = Trainer(single_objective(network, loss), data, settings)
     losses = []
     for progress in trainer:
         losses.append(progress.loss)

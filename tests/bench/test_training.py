@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from companion.data import load, to_float
 from companion.randomness import initialisation, normal
-from companion.training import Trainer, TrainingSettings, minimise, run
+from companion.training import Trainer, TrainingSettings, single_objective, run
 
 WIDTH, BATCH = 16, 64
 
@@ -70,7 +70,7 @@ def _one_thread():
 def engine(data, steps: int):
     """The engine's steps, with all that it does besides: schedule, checks, reproducible noise."""
     model = network()
-    objective = minimise(model, lambda batch, source: model.loss(to_float(batch[0]), source))
+    objective = single_objective(model, lambda batch, source: model.loss(batch.images, source))
     return iter(Trainer(objective, data, TrainingSettings(steps=steps, batch_size=BATCH)))
 
 
@@ -119,7 +119,7 @@ def test_a_run_in_a_folder_costs_little_more_than_its_steps(tmp_path, capsys):
     """Bar, log, and one state in 200 steps, where the default is one in 1,000."""
     data, steps = load("digits"), 200
     model = network()
-    objective = minimise(model, lambda batch, source: model.loss(to_float(batch[0]), source))
+    objective = single_objective(model, lambda batch, source: model.loss(batch.images, source))
     training = Trainer(objective, data, TrainingSettings(steps=steps, batch_size=BATCH))
     inside, advance = 0.0, training.advance
 
@@ -147,7 +147,7 @@ def test_data_are_never_the_bottleneck(capsys):
     """Fetching a batch from memory beside the step that uses it: indexing only, no loader and no copies to a device."""
     data = load("digits")
     model = network()
-    objective = minimise(model, lambda batch, source: model.loss(to_float(batch[0]), source))
+    objective = single_objective(model, lambda batch, source: model.loss(batch.images, source))
     training = Trainer(objective, data, TrainingSettings(steps=10_000, batch_size=BATCH))
     fetching, stepping = [], []
     for _ in range(100):

@@ -7,6 +7,8 @@ import notebooks
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
+from companion.files import write_atomically
+
 ROOT = Path(__file__).resolve().parents[2]
 
 CHAPTERS = notebooks.chapters()
@@ -110,7 +112,7 @@ def notebook_with(*cells) -> nbformat.NotebookNode:
 
 def write(tmp_path, notebook) -> Path:
     path = tmp_path / "09-trial.ipynb"
-    notebooks.write_atomically(path, nbformat.writes(notebook) + "\n")
+    write_atomically(path, (nbformat.writes(notebook) + "\n").encode())
     return path
 
 

@@ -2,8 +2,10 @@
 
 import inspect
 import json
+import runpy
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,9 +13,14 @@ import scipy.linalg
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from companion.metrics import FeatureStatistics, fid, fid_infinity, frechet_distance
+
+damaged_statistics = runpy.run_path(str(Path(__file__).with_name("damage.py")))[
+    "damaged_statistics"
+]
 
 fid_unchecked = inspect.unwrap(fid)
 distance_unchecked = inspect.unwrap(frechet_distance)
@@ -306,12 +313,19 @@ GOOD = features(20, 3, 0)
     ("bad", "error", "message"),
     [
         (GOOD[0], ValueError, r"features_b must have the shape \(n, d\)"),
-        (GOOD[:0], ValueError, r"n and d > 0, got \(0, 3\)"),
+        (GOOD[:0], ValueError, r"is empty: its shape is \(0, 3\)"),
         (GOOD[:1], ValueError, "features_b has 1 sample; a covariance needs at least two"),
         (GOOD[:, :2], ValueError, "3 dimensions and features_b 2"),
         (GOOD.long(), TypeError, "floating-point"),
         (GOOD.bool(), TypeError, "floating-point"),
         ("digits", TypeError, "tensor or a NumPy array, got str"),
+        (
+            torch.zeros(8, 1, 28, 28),
+            ValueError,
+            r"features_b .* are images.*digit_features\(images\)",
+        ),
+        (torch.zeros(8, 3, 9, 9).byte(), ValueError, r"are images.*digit_features\(images\)"),
+        (GOOD.double() * 1e200, ValueError, r"features holds values up to .*e\+200, too large"),
         (GOOD * torch.tensor([1, 1, float("nan")]), ValueError, "NaN or infinite"),
         (torch.cat([GOOD, torch.full((1, 3), torch.inf)]), ValueError, "3 NaN or infinite"),
     ],
@@ -377,3 +391,112 @@ def test_statistics_refuse():
         FeatureStatistics(2).load_state_dict({"mean": torch.zeros(2)})
     with pytest.raises(ValueError, match="dimensions"):
         FeatureStatistics(2).load_state_dict(FeatureStatistics(3).state_dict())
+
+
+# ---------------------------------------------------------------- extreme scales
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(-500, 500), st.integers(1, 8), st.integers(0, 999), st.booleans())
+def test_any_scale_that_float64_holds_gives_the_scaled_distance(exponent, dim, seed, singular):
+    """Products of such covariances overflow, or vanish; 2^−500 … 2^500 squared is 1e−301 … 1e301."""
+    n = 1 + dim // 2 if singular else 50
+    a, b = features(max(n, 2), dim, seed).numpy(), features(max(n, 2), dim, seed + 1, 0.3).numpy()
+    (mu1, sigma1), (mu2, sigma2) = ((x.mean(0), np.cov(x.T).reshape(dim, dim)) for x in (a, b))
+    plain = frechet_distance(mu1, sigma1, mu2, sigma2)
+    scale = 2.0**exponent
+    scaled = frechet_distance(
+        scale * mu1, scale * scale * sigma1, scale * mu2, scale * scale * sigma2
+    )
+    assert scaled == pytest.approx(plain * scale * scale, rel=1e-9)
+
+
+def test_covariances_of_very_different_scale():
+    """Commuting ones: Σ (√λ₁ − √λ₂)²."""
+    big, small = 1e200 * np.eye(3), 1e-200 * np.eye(3)
+    zero = np.zeros(3)
+    assert frechet_distance(zero, big, zero, small) == pytest.approx(3e200, rel=1e-12)
+    assert frechet_distance(zero, big, zero, big) <= 1e190
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (np.full(2, 1e200), np.eye(2), np.zeros(2), np.eye(2)),
+        (np.zeros(2), 1e308 * np.eye(2), np.zeros(2), 1e308 * np.eye(2)),
+    ],
+)
+def test_a_distance_beyond_float64_is_an_error(arguments):
+    with pytest.raises(ValueError, match="too large to compute with"):
+        frechet_distance(*arguments)
+
+
+def test_features_too_large_leave_the_statistics_as_they_were():
+    statistics = FeatureStatistics.of(GOOD)
+    with pytest.raises(ValueError, match="too large"):
+        statistics.update(torch.tensor([[1e150, 0.0, 0.0]], dtype=torch.float64))
+    assert statistics.count == 20
+
+
+# ---------------------------------------------------------------- saved statistics
+
+
+def test_a_file_gives_the_statistics_back(tmp_path):
+    statistics = FeatureStatistics.of(features(40, 3, 0))
+    statistics.save(tmp_path / "reference.safetensors")
+    loaded = FeatureStatistics.load(tmp_path / "reference.safetensors")
+    assert loaded.count == 40
+    assert torch.equal(loaded.mean, statistics.mean)
+    assert torch.equal(loaded.covariance, statistics.covariance)
+
+
+BROKEN = [
+    ({"count": torch.tensor(-3)}, "count of samples is negative: -3"),
+    ({"count": torch.tensor([20])}, "dimensions"),
+    ({"count": torch.tensor(20.0)}, "count must be a tensor of torch.int64"),
+    ({"count": 20}, "count must be a tensor of torch.int64, got int"),
+    ({"count": torch.tensor(0)}, "numbers that 0 samples cannot have"),
+    ({"count": torch.tensor(1)}, "numbers that 1 samples cannot have"),
+    ({"mean": torch.zeros(3)}, "mean must be a tensor of torch.float64, got torch.float32"),
+    ({"mean": torch.full((3,), torch.nan).double()}, "NaN or infinite"),
+    ({"scatter": torch.full((3, 3), torch.inf).double()}, "NaN or infinite"),
+    ({"scatter": -torch.eye(3).double()}, "not symmetric, or its diagonal is negative"),
+    ({"scatter": torch.ones(3, 3).double().triu()}, "not symmetric"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), BROKEN)
+def test_states_that_no_samples_have(change, message):
+    statistics = FeatureStatistics.of(GOOD)
+    before = statistics.state_dict()
+    with pytest.raises(ValueError, match=message):
+        statistics.load_state_dict(before | change)
+    after = statistics.state_dict()
+    assert all(torch.equal(after[name], before[name]) for name in before)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"no statistics",
+        save({"mean": torch.zeros(2).double()}),
+        save({"weights": torch.zeros(2)}),
+        save(FeatureStatistics(2).state_dict()),  # no hash
+    ],
+)
+def test_files_that_hold_no_statistics(tmp_path, content):
+    path = tmp_path / "reference.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"reference\.safetensors holds no feature statistics"):
+        FeatureStatistics.load(path)
+
+
+def test_no_file(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        FeatureStatistics.load(tmp_path / "none")
+
+
+def test_500_damaged_files_are_found(tmp_path):
+    survived = damaged_statistics(tmp_path / "reference.safetensors", range(500))
+    assert survived == []

@@ -17,6 +17,7 @@ from torchmetrics.functional.image import (
     structural_similarity_index_measure as torchmetrics_ssim,
 )
 
+from companion.data import to_float, to_uint8
 from companion.metrics import psnr, sharpness, ssim
 
 psnr_unchecked, ssim_unchecked = inspect.unwrap(psnr), inspect.unwrap(ssim)
@@ -91,6 +92,24 @@ def test_psnr_is_symmetric_and_scales_with_its_range(seed, scale):
     torch.testing.assert_close(psnr(scale * x, scale * y, scale), psnr(x, y, 1))
 
 
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 1000), st.sampled_from([(0, 1, 1.0), (-1, 1, 2.0), (0, 255, 255.0)]))
+def test_within_its_range_psnr_is_never_negative(seed, bounds):
+    low, high, data_range = bounds
+    x, y = (
+        low
+        + (high - low)
+        * torch.randint(0, 2, (1, 1, 4, 4), generator=torch.Generator().manual_seed(s)).double()
+        for s in (seed, seed + 1)
+    )
+    assert float(psnr(x, y, data_range)) >= 0
+
+
+def test_arrays_and_tensors_of_one_type_mix(pair):
+    x, y = pair
+    assert torch.equal(psnr_unchecked(x.numpy(), y, 2), psnr(x, y, 2))
+
+
 # ---------------------------------------------------------------- SSIM
 
 
@@ -98,8 +117,8 @@ def test_ssim_equals_scikit_image(pair):
     x, y = pair
     theirs = [
         structural_similarity(
-            p.astype(np.float64),
-            q.astype(np.float64),
+            1 + p.astype(np.float64),
+            1 + q.astype(np.float64),
             data_range=2,
             channel_axis=0,
             gaussian_weights=True,
@@ -112,8 +131,11 @@ def test_ssim_equals_scikit_image(pair):
 
 def test_ssim_equals_torchmetrics(pair):
     x, y = (images.double() for images in pair)
-    # Theirs pads the borders by reflection and averages over them too; the inner part is common to both.
-    _, full = torchmetrics_ssim(y, x, data_range=2.0, reduction="none", return_full_image=True)
+    # Theirs takes the values as they are, and the luminance term wants black at 0.
+    # It pads the borders by reflection and averages over them too; the inner part is common to both.
+    _, full = torchmetrics_ssim(
+        y + 1, x + 1, data_range=2.0, reduction="none", return_full_image=True
+    )
     inner = full[..., 5:-5, 5:-5].mean(dim=(1, 2, 3))
     torch.testing.assert_close(ssim(x, y, 2), inner, atol=1e-6, rtol=0)
 
@@ -123,6 +145,43 @@ def test_ssim_of_identical_images_is_one_and_falls_with_noise(pair):
     torch.testing.assert_close(ssim(x, x, 2), torch.ones(3).double())
     values = ssim(x, y, 2)
     assert 1 > values[0] > values[1] > values[2]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 255), st.integers(0, 255))
+def test_ssim_of_flat_greys_is_the_luminance_term(first, second):
+    """(2ab + c) / (a² + b² + c) with c = (0.01·255)²: the same number as bytes, in [−1, 1] and in [0, 1]."""
+    c = (0.01 * 255) ** 2
+    expected = (2 * first * second + c) / (first**2 + second**2 + c)
+    a, b = (torch.full((1, 1, 12, 12), grey, dtype=torch.uint8) for grey in (first, second))
+    for x, y, data_range in [
+        (a, b, 255),
+        (to_float(a), to_float(b), 2),
+        (a.double() / 255, b.double() / 255, 1),
+        (to_float(a).numpy(), to_float(b), 2.0),
+    ]:
+        assert float(ssim_unchecked(x, y, data_range)) == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_greys_of_the_report():
+    a, b = (to_float(torch.full((1, 1, 12, 12), grey, dtype=torch.uint8)) for grey in (115, 140))
+    assert float(ssim(a, b, 2)) == pytest.approx(0.98096, abs=5e-6)
+
+
+def test_ssim_of_bytes_and_of_floats_is_the_same(pair):
+    x, y = (to_uint8(images) for images in pair)
+    torch.testing.assert_close(
+        ssim(to_float(x), to_float(y), 2), ssim(x, y, 255), atol=1e-6, rtol=0
+    )
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "data_range"), [(-0.5, 0.5, 1), (0.2, 1.9, 2), (-2, -0.5, 2), (-9, 0, 255)]
+)
+def test_ssim_refuses_what_leaves_open_where_black_is(low, high, data_range):
+    x = torch.linspace(low, high, 144).view(1, 1, 12, 12)
+    with pytest.raises(ValueError, match=r"must lie in .*255, floats in \[-1, 1\] with 2"):
+        ssim(x, x, data_range)
 
 
 # ---------------------------------------------------------------- sharpness
@@ -176,6 +235,18 @@ GOOD = torch.zeros(2, 3, 12, 12)
             r"spans \[-1, 1\], more than",
         ),
         (GOOD.numpy().tolist(), GOOD, 1, TypeError, "got list"),
+        (GOOD.numpy(), GOOD.byte().numpy(), 255, TypeError, "x is float32 and y is uint8"),
+        (GOOD, GOOD.byte().numpy(), 255, TypeError, "x is torch.float32 and y is uint8"),
+        (GOOD + 1, GOOD - 1, 1, ValueError, r"x and y together span \[-1, 1\], more than"),
+        (
+            GOOD,
+            GOOD,
+            (0.0, 1.0),
+            ValueError,
+            r"data_range must be positive, got \(0.0, 1.0\). It is one",
+        ),
+        (GOOD, GOOD, None, ValueError, "data_range must be positive, got None"),
+        (GOOD, GOOD, True, ValueError, "data_range must be positive, got True"),
     ],
 )
 def test_bad_pairs(metric, x, y, data_range, error, message):

@@ -10,7 +10,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from torchmetrics.image.inception import InceptionScore as Reference
 
+from companion.data import load
 from companion.metrics import class_entropies, inception_score
+from companion.metrics.features import digit_probabilities
+from companion.randomness import derive
 
 # Under test, jaxtyping would complain about bad input first; users see the library's own messages.
 unchecked = inspect.unwrap(inception_score)
@@ -30,7 +33,7 @@ def test_a_constant_predictor_scores_one():
 
 def test_certain_predictions_in_equal_share_score_the_number_of_classes():
     probs = torch.eye(10).repeat(30, 1)
-    assert inception_score(probs) == pytest.approx((10, 0), abs=1e-9)
+    assert inception_score(probs, shuffle=False) == pytest.approx((10, 0), abs=1e-9)
     assert inception_score(probs, splits=1).mean == pytest.approx(10, abs=1e-9)
 
 
@@ -69,7 +72,7 @@ def test_splits_equal_torchmetrics_on_the_same_permutation():
         mean, std = reference.compute()
         torch.manual_seed(5)
         order = torch.randperm(600)
-    ours = inception_score(probs[order], splits=10)
+    ours = inception_score(probs[order], splits=10, shuffle=False)
     assert ours.mean == pytest.approx(float(mean), abs=1e-6)
     # Theirs divides by splits − 1, the paper's code and ours by splits.
     assert ours.std == pytest.approx(float(std) * np.sqrt(9 / 10), abs=1e-6)
@@ -82,7 +85,7 @@ def test_equals_the_definition_written_out():
         part = probs[i * 103 // 4 : (i + 1) * 103 // 4]
         kl = [(p * np.log(p / part.mean(axis=0))).sum() for p in part]
         scores.append(np.exp(np.mean(kl)))
-    ours = inception_score(probs, splits=4)
+    ours = inception_score(probs, splits=4, shuffle=False)
     assert ours == pytest.approx((np.mean(scores), np.std(scores)), abs=1e-9)
 
 
@@ -95,8 +98,63 @@ def test_its_logarithm_is_the_difference_of_two_entropies():
 
 def test_shuffling_mends_samples_sorted_by_class(generator):
     probs = torch.eye(10).repeat_interleave(50, dim=0)
-    assert inception_score(probs).mean == pytest.approx(1, abs=1e-9)  # each split sees one class
+    assert inception_score(probs).mean > 8
     assert inception_score(probs, generator=generator).mean > 8
+    in_order = inception_score(probs, shuffle=False)
+    assert in_order.mean == pytest.approx(1, abs=1e-9)  # each split sees one class
+
+
+def test_the_digits_of_a_data_set_score_as_the_readme_says():
+    """They are sorted by class, as many data sets are; in their order they would score 1.03."""
+    score = inception_score(digit_probabilities(load("digits", "test").images))
+    assert score.mean == pytest.approx(9.4, abs=0.15)
+    assert 0.1 < score.std < 0.5
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 9999), st.integers(1, 8))
+def test_the_seed_decides_the_order_and_nothing_else(seed, splits):
+    probs = random_probabilities(60, 4, seed)
+    order = torch.randperm(60, generator=derive(seed, "inception score"))
+    expected = inception_score(probs[order], splits, shuffle=False)
+    assert inception_score(probs, splits, seed=seed) == expected
+    assert inception_score(probs, splits, seed=seed) == inception_score(probs, splits, seed=seed)
+    generator = derive(seed, "inception score")
+    assert inception_score(probs, splits, generator) == expected
+
+
+def test_an_order_that_is_kept_needs_no_generator(generator):
+    with pytest.raises(ValueError, match="shuffle=False keeps the order"):
+        inception_score(torch.eye(10), generator=generator, shuffle=False)
+
+
+@pytest.mark.parametrize("classes", [2, 10, 100, 1008])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("scale", [0.1, 1.0, 10.0])
+def test_softmax_rows_of_any_precision_are_taken(classes, dtype, scale):
+    logits = scale * torch.randn(300, classes, generator=torch.Generator().manual_seed(classes))
+    exact = inception_score(logits.double().softmax(1), splits=2)
+    for probs in (
+        logits.softmax(1).to(dtype),
+        logits.to(dtype).softmax(1),
+        logits.softmax(1).to(dtype).float(),  # the rounding stays when the type is widened
+    ):
+        assert inception_score(probs, splits=2).mean == pytest.approx(exact.mean, rel=0.02)
+
+
+def test_rows_that_no_rounding_explains_are_refused():
+    probs = torch.full((20, 3), 1 / 3)
+    probs[7] *= 1.005
+    with pytest.raises(ValueError, match=r"row 7 sums to 1\.005"):
+        inception_score(probs)
+
+
+@pytest.mark.parametrize(
+    "images", [torch.zeros(8, 1, 28, 28), torch.zeros(8, 3, 9, 9, dtype=torch.uint8)]
+)
+def test_images_instead_of_probabilities(images):
+    with pytest.raises(ValueError, match=r"are images.*class probabilities.*digit_probabilities"):
+        unchecked(images)
 
 
 def test_the_generator_decides_the_shuffle():

@@ -1,6 +1,7 @@
 """Improved precision and recall against brute force, known cases, and bad input."""
 
 import inspect
+import sys
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from scipy.spatial.distance import cdist
 from companion.metrics import nearest_neighbours, precision_recall
 
 unchecked = inspect.unwrap(precision_recall)
+nearest_unchecked = inspect.unwrap(nearest_neighbours)
 
 
 def brute_force(real: np.ndarray, fake: np.ndarray, k: int) -> tuple[float, float]:
@@ -101,7 +103,140 @@ def test_nearest_neighbours_equal_brute_force():
     np.testing.assert_array_equal(found.indices, distances.argmin(axis=1))
 
 
+# ---------------------------------------------------------------- exactly, where rounding would decide
+
+
+def by_differences(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return np.square(a[:, None] - b[None]).sum(axis=-1)
+
+
+def decided_by_differences(real: np.ndarray, fake: np.ndarray, k: int) -> tuple[float, float]:
+    def share(points, centres):
+        radii = np.sort(by_differences(centres, centres), axis=1)[:, k]
+        return (by_differences(points, centres) <= radii).any(axis=1).mean()
+
+    return share(fake, real), share(real, fake)
+
+
+def whole_numbers(rng, n, d):
+    return rng.integers(-3, 4, size=(n, d)).astype(float)
+
+
+def binary(rng, n, d):
+    return rng.integers(0, 2, size=(n, d)).astype(float)
+
+
+def far_clusters(rng, n, d):
+    """Whole numbers around centres far apart, so that the distances within a cluster are exact too."""
+    return whole_numbers(rng, n, d) + rng.choice([-(2.0**40), 0.0, 2.0**33], size=(n, 1))
+
+
+def with_an_outlier(rng, n, d):
+    x = whole_numbers(rng, n, d)
+    x[rng.integers(n)] = 1e10
+    return x
+
+
+def few_points_many_times(rng, n, d):
+    return whole_numbers(rng, 3, d)[rng.integers(0, 3, size=n)] + 1e6
+
+
+KINDS = [whole_numbers, binary, far_clusters, with_an_outlier, few_points_many_times]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=20, deadline=None)
+@given(
+    d=st.integers(1, 20),
+    n=st.integers(5, 60),
+    m=st.integers(5, 60),
+    k=st.integers(1, 4),
+    seed=st.integers(0, 9999),
+)
+def test_ties_and_far_points_are_decided_by_differences(kind, d, n, m, k, seed):
+    rng = np.random.default_rng(seed)
+    real, fake = kind(rng, n, d), kind(rng, m, d)
+    assert precision_recall(real, fake, k) == decided_by_differences(real, fake, k)
+    squared = by_differences(real, fake)
+    found = nearest_neighbours(real, fake)
+    # No tolerance for zero; elsewhere the two libraries' roots may differ in the last digit.
+    np.testing.assert_allclose(found.distances, np.sqrt(squared.min(axis=1)), rtol=3e-16, atol=0)
+    np.testing.assert_array_equal(squared[np.arange(n), found.indices], squared.min(axis=1))
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    d=st.integers(1, 20),
+    distance=st.floats(1, 1e12),
+    spread=st.floats(1e-3, 10),
+    seed=st.integers(0, 9999),
+)
+def test_distances_in_far_clusters_are_right_to_rounding(d, distance, spread, seed):
+    rng = np.random.default_rng(seed)
+    far = rng.choice([-distance, distance], size=(30, 1))
+    reference = far + spread * rng.normal(size=(30, d))
+    queries = reference[::-1] + spread * rng.normal(size=(30, d))
+    expected = np.sqrt(by_differences(queries, reference).min(axis=1))
+    np.testing.assert_allclose(nearest_neighbours(queries, reference).distances, expected, 1e-13)
+
+
+def test_binary_features_across_chunks():
+    rng = np.random.default_rng(0)
+    real, fake = binary(rng, 1100, 9), binary(rng, 1050, 9)
+    fake[:500, :4] = 0
+    assert precision_recall(real, fake) == decided_by_differences(real, fake, 3)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(-1000, 990), st.integers(0, 9999))
+def test_a_power_of_two_changes_nothing(exponent, seed):
+    """Its digits are the same; at 1e200 squares overflow, at 1e-200 they vanish."""
+    rng = np.random.default_rng(seed)
+    real, fake = rng.normal(size=(40, 5)), rng.normal(0.3, 0.8, size=(40, 5))
+    scale = 2.0**exponent
+    assert precision_recall(scale * real, scale * fake) == precision_recall(real, fake)
+    found, plain = nearest_neighbours(scale * fake, scale * real), nearest_neighbours(fake, real)
+    assert torch.equal(found.indices, plain.indices)
+    if exponent > -950:  # below, the distances themselves have fewer digits
+        assert torch.equal(found.distances, scale * plain.distances)
+
+
+@pytest.mark.parametrize("largest", [1e160, 1e200, 1e300])
+def test_an_outlier_beside_which_all_else_vanishes_is_an_error(generator, largest):
+    real, fake = torch.randn(2, 50, 3, generator=generator, dtype=torch.float64)
+    real[7] = largest
+    for measure in (precision_recall, nearest_neighbours):
+        with pytest.raises(ValueError, match="too many orders of magnitude"):
+            measure(real, torch.cat([fake, real[7:8]]))
+
+
+def test_equal_points_need_no_second_look(generator, monkeypatch):
+    """Their bounds all overlap, yet a collapsed generator must not cost the whole matrix of differences."""
+    module = sys.modules[precision_recall.__module__]
+    looked_at = []
+    exact = module._Pairs.exact
+    monkeypatch.setattr(
+        module._Pairs, "exact", lambda self, i, j: looked_at.append(i.numel()) or exact(self, i, j)
+    )
+    fake = torch.full((1500, 8), 0.1)
+    assert precision_recall(fake, fake) == (1, 1)
+    assert float(nearest_neighbours(fake, fake).distances.max()) == 0
+    assert sum(looked_at) < 30 * 1500
+
+
 GOOD = torch.eye(6)
+
+
+@pytest.mark.parametrize(
+    "images", [torch.zeros(8, 1, 28, 28), torch.zeros(8, 3, 9, 9, dtype=torch.uint8)]
+)
+@pytest.mark.parametrize("function", [unchecked, nearest_unchecked])
+def test_images_instead_of_features(function, images):
+    message = r"are images; this metric takes their features.*digit_features\(images\)"
+    with pytest.raises(ValueError, match=f"(real|queries).*{message}"):
+        function(images, GOOD)
+    with pytest.raises(ValueError, match=f"(fake|reference).*{message}"):
+        function(GOOD, images)
 
 
 @pytest.mark.parametrize(

@@ -42,13 +42,15 @@ def kills(server, result, undisturbed, tmp_path, count, seed=0):
             assert attempts < 5 * count, "most runs end before they are killed"
             steps = saved_steps(folder)
             left = 1 - (steps[0] if steps else 0) / STEPS
-            code = server.kill_after(rng.random() * seconds * left, folder, resume=True, **OPTIONS)
+            code = server.kill_after(
+                rng.random() * seconds * left, folder, restarted=True, **OPTIONS
+            )
             if code == 0:
                 break
             assert code == -signal.SIGKILL
             steps = saved_steps(folder)
             hits.append(steps[0] if steps else 0)
-        code, line = server.train(folder, resume=True, **OPTIONS)
+        code, line = server.train(folder, restarted=True, **OPTIONS)
         assert (code, line) == (0, json.dumps({"step": STEPS, "signal": 0}))
         assert result(folder) == expected
         assert not list(folder.glob(".*")), "half-written files stay behind"
@@ -80,7 +82,7 @@ def test_a_kill_at_every_moment_of_saving(server, result, tmp_path):
         steps = saved_steps(folder)
         if steps:
             load_state(state_path(folder, steps[0]))
-        code, line = server.train(folder, resume=True, **options)
+        code, line = server.train(folder, restarted=True, **options)
         assert code == 0, line
         assert result(folder) == expected
         assert len(list(folder.iterdir())) == 5, "two states of two files, and the log"
@@ -93,7 +95,7 @@ def test_kills_change_nothing_where_nothing_is_saved_yet(server, result, undistu
     rare = OPTIONS | {"save_every": 1000}
     assert server.kill_after(seconds / 20, folder, **rare) == -signal.SIGKILL
     assert not saved_steps(folder)
-    code, line = server.train(folder, resume=True, **rare)
+    code, line = server.train(folder, restarted=True, **rare)
     assert code == 0, line
     assert result(folder) == result(reference)
 
@@ -105,7 +107,7 @@ def test_a_kill_of_a_whole_program(server, worker, result, tmp_path):
     assert server.train(tmp_path / "reference", **long)[0] == 0
 
     def start() -> subprocess.Popen:
-        options = json.dumps(long | {"folder": str(folder), "resume": True})
+        options = json.dumps(long | {"folder": str(folder), "restarted": True})
         return subprocess.Popen(
             [sys.executable, worker.__file__, "train", options],
             env=os.environ | {"OMP_NUM_THREADS": "1"},

@@ -105,7 +105,7 @@ def test_a_worker_that_dies_is_started_again(worker, alone, tmp_path):
     folder, flag = tmp_path / "run", tmp_path / "died"
     options = OPTIONS | {
         "folder": str(folder),
-        "resume": True,
+        "restarted": True,
         "settings": OPTIONS["settings"] | {"accumulate": 2},
         "die_once": {"flag": str(flag), "step": 9, "rank": 1},
     }
@@ -118,7 +118,7 @@ def test_a_worker_that_dies_is_started_again(worker, alone, tmp_path):
 def test_sigterm_stops_all_processes_at_the_same_step(worker, tmp_path):
     folder = tmp_path / "run"
     settings = {"steps": 100_000, "decay": "constant"}
-    options = OPTIONS | {"folder": str(folder), "settings": settings, "resume": True}
+    options = OPTIONS | {"folder": str(folder), "settings": settings, "restarted": True}
     process = start(worker, options, *TORCHRUN)
     while not saved_steps(folder) and process.poll() is None:
         time.sleep(0.05)

@@ -19,10 +19,11 @@ from companion.training import (
     Trainer,
     TrainingSettings,
     load_state,
-    minimise,
     run,
+    single_objective,
 )
-from companion.training.run import Averages, Log, sheet
+from companion.training.log import Averages, Log
+from companion.training.run import sheet
 from companion.training.state import saved_steps, state_path
 
 
@@ -47,14 +48,14 @@ def test_the_files_of_a_run(worker, folder):
         folder,
         save_every=4,
         log_every=4,
-        sample_every=8,
+        sheet_every=8,
         **QUIET,
     )
     assert (outcome.step, outcome.total, outcome.interrupted, outcome.signal) == (10, 10, False, 0)
     assert sorted(path.name for path in folder.iterdir()) == [
         "log.csv",
-        "samples-00000008.png",
-        "samples-00000010.png",
+        "sheet-00000008.png",
+        "sheet-00000010.png",
         "step-00000008.json",
         "step-00000008.safetensors",
         "step-00000010.json",
@@ -137,8 +138,8 @@ def test_a_sheet_survives_what_an_untrained_network_draws():
 
 def test_sheets_are_of_the_average_of_the_weights_and_change_nothing(worker, folder):
     training = worker.trainer("denoiser", steps=4, ema=0.5)
-    run(training, folder, sample_every=2, samples=9, **QUIET)
-    with Image.open(folder / "samples-00000004.png") as picture:
+    run(training, folder, sheet_every=2, sheet_images=9, **QUIET)
+    with Image.open(folder / "sheet-00000004.png") as picture:
         assert picture.size == (2 + 3 * 10, 2 + 3 * 10)
         drawn = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).view(32, 32)
     from companion.randomness import derive
@@ -155,14 +156,14 @@ def test_sheets_are_of_the_average_of_the_weights_and_change_nothing(worker, fol
 
 def test_colour_sheets(folder):
     network = nn.Linear(1, 1)
-    objective = minimise(
+    objective = single_objective(
         network,
         lambda batch, source: {"loss": network(batch[0]).square().mean()},
         lambda network, n, source: torch.zeros(n, 3, 4, 4),
     )
     training = Trainer(objective, (torch.ones(4, 1),), TrainingSettings(steps=1, batch_size=4))
-    run(training, folder, sample_every=1, samples=1, **QUIET)
-    with Image.open(folder / "samples-00000001.png") as picture:
+    run(training, folder, sheet_every=1, sheet_images=1, **QUIET)
+    with Image.open(folder / "sheet-00000001.png") as picture:
         assert (picture.mode, picture.getpixel((3, 3))) == ("RGB", (128, 128, 128))
 
 
@@ -180,14 +181,14 @@ def test_tensorboard(worker, folder):
         worker.trainer("denoiser", steps=4),
         folder,
         log_every=2,
-        sample_every=4,
+        sheet_every=4,
         tensorboard=True,
         **QUIET,
     )
     events = loader.EventAccumulator(str(folder / "tensorboard")).Reload()
     assert [event.step for event in events.Scalars("loss")] == [2, 4]
     assert events.Scalars("loss")[1].value == pytest.approx(float(rows(folder)[1]["loss"]))
-    assert events.Images("samples")[0].step == 4
+    assert events.Images("sheet")[0].step == 4
 
 
 def test_tensorboard_that_is_not_installed(worker, folder, monkeypatch):
@@ -286,7 +287,7 @@ def diverging(at: int, how: str) -> Trainer:
         return {"loss": value}
 
     settings = TrainingSettings(steps=20, batch_size=4)
-    return Trainer(minimise(network, loss), (torch.ones(8, 1),), settings)
+    return Trainer(single_objective(network, loss), (torch.ones(8, 1),), settings)
 
 
 @pytest.mark.parametrize("how", ["nan", "inf"])
@@ -389,7 +390,7 @@ def test_a_run_in_another_thread_leaves_signals_alone(worker, folder):
 # ---------------------------------------------------------------- mistakes
 
 
-@pytest.mark.parametrize("name", ["save_every", "log_every", "samples"])
+@pytest.mark.parametrize("name", ["save_every", "log_every", "sheet_images"])
 def test_numbers_must_be_positive(worker, folder, name):
     with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
         run(worker.trainer("denoiser"), folder, **{name: 0}, **QUIET)

@@ -11,6 +11,8 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from companion.data import ImageDataset, load, to_float
+from companion.data.batch import Batch
+from companion.data.folders import FolderImages
 from companion.randomness import Rows, derive, initialisation, normal
 from companion.training import (
     EMA,
@@ -18,10 +20,13 @@ from companion.training import (
     DivergedError,
     Objective,
     Phase,
+    StateError,
     Trainer,
     TrainingSettings,
+    decayed,
     learning_rate_factor,
-    minimise,
+    parameter_groups,
+    single_objective,
     train,
 )
 
@@ -52,7 +57,7 @@ def state_bits(value) -> object:
 @pytest.mark.parametrize("clip", [None, 0.3])
 def test_a_loop_written_by_hand_gives_the_same_bits(worker, clip):
     data, settings = (
-        worker.images(),
+        worker.dataset(),
         TrainingSettings(
             steps=20,
             batch_size=16,
@@ -69,19 +74,21 @@ def test_a_loop_written_by_hand_gives_the_same_bits(worker, clip):
 
     network = worker.denoiser().network
     average = copy.deepcopy(network)
-    optimiser = torch.optim.AdamW(
-        network.parameters(), lr=3e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True
-    )
+    weights = [p for p in network.parameters() if p.ndim == 2]
+    biases = [p for p in network.parameters() if p.ndim == 1]
+    groups = [{"params": weights, "weight_decay": 0.1}, {"params": biases, "weight_decay": 0.0}]
+    optimiser = torch.optim.AdamW(groups, lr=3e-3, betas=(0.9, 0.95), fused=True)
     order = BatchOrder(96, 16, 0)
     expected = []
     for step in range(20):
-        images = data[0][order.indices(step)]
+        images = data.images[order.indices(step)]
         loss = network.loss(to_float(images), derive(0, "loss", step))["loss"]
         optimiser.zero_grad()
         loss.backward()
         if clip:
             nn.utils.clip_grad_norm_(network.parameters(), clip)
-        optimiser.param_groups[0]["lr"] = 3e-3 * learning_rate_factor(step, settings)
+        for group in optimiser.param_groups:
+            group["lr"] = 3e-3 * learning_rate_factor(step, settings)
         optimiser.step()
         decay = min(0.9, (1 + step) / (10 + step)) if step else 0.0
         with torch.no_grad():
@@ -98,13 +105,13 @@ def test_the_short_form_is_the_long_one(worker):
     network, shown = worker.denoiser().network, []
     losses = train(
         network,
-        lambda b, s: network.loss(to_float(b[0]), s),
-        worker.images(),
+        lambda b, s: network.loss(b.images, s),
+        worker.dataset(),
         settings,
         every=2,
         show=lambda progress: shown.append((progress.step, progress.loss)),
     )
-    trainer = Trainer(worker.denoiser(), worker.images(), settings)
+    trainer = Trainer(worker.denoiser(), worker.dataset(), settings)
     assert losses == [event.loss for event in trainer]
     assert shown == [(step, losses[step - 1]) for step in (2, 4, 6)]
     assert not network.training
@@ -120,19 +127,52 @@ def test_accumulating_over_parts_gives_the_same_training(worker):
     )
 
 
-def test_data_as_a_dataset_and_as_tensors():
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_a_dataset_gives_floats_and_labels_by_name_and_tensors_stay_what_they_are(channels_last):
+    """The very samples of the order, in [−1, 1]."""
     digits = load("digits")[:100]
     seen = []
 
     def loss(batch, source):
-        seen.append([tuple(t.shape) for t in batch] + [t.dtype for t in batch])
-        return {"loss": network(to_float(batch[0]).flatten(1)).square().mean()}
+        seen.append(batch)
+        return {"loss": network(torch.ones(1, 1)).square().mean()}
 
-    network = nn.Linear(784, 1)
-    settings = TrainingSettings(steps=1, batch_size=10)
-    for data in (digits, (digits.images, digits.labels)):
-        list(Trainer(minimise(network, loss), data, settings))
-    assert seen == [[(10, 1, 28, 28), (10,), torch.uint8, torch.int64]] * 2
+    network = nn.Linear(1, 1)
+    settings = TrainingSettings(steps=1, batch_size=10, channels_last=channels_last)
+    odd = torch.rand(100, 2, 3, 3)
+    for data in (digits, (digits.images, digits.labels, odd)):
+        list(Trainer(single_objective(network, loss), data, settings))
+    chosen = BatchOrder(100, 10, 0).indices(0)
+    batch, rows = seen
+    assert isinstance(batch, Batch)
+    assert torch.equal(batch.images, to_float(digits.images[chosen]))
+    assert torch.equal(batch.labels, digits.labels[chosen])
+    assert (batch.captions, batch.tokens) == (None, None)
+    expected = (digits.images[chosen], digits.labels[chosen], odd[chosen])
+    assert all(torch.equal(a, b) for a, b in zip(rows, expected, strict=True))
+    for images in (batch.images, rows[2]):
+        assert images.is_contiguous(
+            memory_format=torch.channels_last if channels_last else torch.contiguous_format
+        )
+
+
+def test_captions_stay_with_their_images():
+    images = torch.arange(12, dtype=torch.uint8).view(12, 1, 1, 1).expand(12, 1, 2, 2).contiguous()
+    names = tuple(f"{i}.png" for i in range(12))
+    captions = tuple(f"picture {i}" for i in range(12))
+    data = FolderImages(
+        images, torch.zeros(12, dtype=torch.int64), ("all",), "mine", "all", names, captions
+    )
+    network, seen = nn.Linear(1, 1), []
+
+    def loss(batch, source):
+        numbers = ((batch.images[:, 0, 0, 0] + 1) * 127.5).round().int().tolist()
+        seen.extend(zip(numbers, batch.captions, strict=True))
+        return {"loss": network.weight.square().sum()}
+
+    settings = TrainingSettings(steps=3, batch_size=4)
+    list(Trainer(single_objective(network, loss), data, settings))
+    assert sorted(seen) == [(i, f"picture {i}") for i in range(12)]
 
 
 # ---------------------------------------------------------------- phases
@@ -196,7 +236,7 @@ def test_objectives_that_make_no_sense():
 
 def test_a_loss_without_a_loss():
     network = nn.Linear(1, 1)
-    objective = minimise(network, lambda b, s: {"mse": network(b[0]).mean()})
+    objective = single_objective(network, lambda b, s: {"mse": network(b[0]).mean()})
     trainer = Trainer(objective, (torch.ones(4, 1),), TrainingSettings(batch_size=4))
     with pytest.raises(ValueError, match=r"phase 'loss' returned \['mse'\], but no 'loss'"):
         trainer.advance()
@@ -253,20 +293,171 @@ def test_evaluation_between_steps_changes_nothing(worker):
 
 def test_states_of_something_else(worker):
     saved = worker.trainer("everything").state_dict()
-    with pytest.raises(ValueError, match=r"phases \['critic', 'generator'\] and an average"):
+    with pytest.raises(StateError, match=r"phases \['critic', 'generator'\] and an average"):
         worker.trainer("denoiser").load_state_dict(saved)
-    with pytest.raises(ValueError, match="an average of the weights, which is not"):
+    with pytest.raises(StateError, match="an average of the weights, which is not"):
         worker.trainer("denoiser", ema=None).load_state_dict(
             worker.trainer("denoiser").state_dict()
         )
     network = nn.Linear(2, 2)
     other = Trainer(
-        minimise(network, lambda b, s: {}),
+        single_objective(network, lambda b, s: {}),
         (torch.ones(4, 2),),
         TrainingSettings(batch_size=4, ema=0.9),
     )
-    with pytest.raises(ValueError, match="weights are of another network"):
+    with pytest.raises(
+        StateError, match=r"weights are of another network: 'bias', .* and more is in one"
+    ):
         other.load_state_dict(worker.trainer("denoiser").state_dict())
+
+
+def leaves(value, path=()):
+    """All places of a nested state, tensors and numbers alike."""
+    if isinstance(value, dict) and value:
+        for key, item in value.items():
+            yield path, key
+            yield from leaves(item, (*path, key))
+
+
+def at(state, path):
+    for key in path:
+        state = state[key]
+    return state
+
+
+WRONG = {
+    "missing": lambda parent, key: parent.pop(key),
+    "nothing": lambda parent, key: parent.__setitem__(key, None),
+    "a word": lambda parent, key: parent.__setitem__(key, "word"),
+    "a negative number": lambda parent, key: parent.__setitem__(key, -1),
+    "another shape": lambda parent, key: parent.__setitem__(key, torch.zeros(3, 1, 2)),
+    "no number": lambda parent, key: parent.__setitem__(key, torch.tensor(math.nan)),
+    "another type": lambda parent, key: parent.__setitem__(
+        key, parent[key].double() if isinstance(parent[key], torch.Tensor) else 1.5
+    ),
+    "one more": lambda parent, key: parent.__setitem__("more", 1),
+}
+
+
+@pytest.mark.parametrize("how", WRONG)
+def test_a_state_with_anything_wrong_is_refused_before_anything_is_loaded(worker, how):
+    """Wherever in it, and above all the moments: the fused optimiser would write beyond a smaller one's end."""
+    trained = worker.trainer("everything", steps=4)
+    for _ in range(2):
+        trained.advance()
+    good = copy.deepcopy(trained.state_dict())
+    fresh = worker.trainer("everything", steps=4)
+    before = state_bits(fresh.state_dict())
+    refused = 0
+    for path, key in leaves(good):
+        state = copy.deepcopy(good)
+        parent = at(state, path)
+        old = parent[key]
+        WRONG[how](parent, key)
+        number = isinstance(old, torch.Tensor) and old.ndim == 0 and old.is_floating_point()
+        if how == "no number" and number and (path[0], key) != ("optimisers", "step"):
+            continue  # of the right shape and type, as training may make it
+        if how == "missing" and path and path[-1] == "moments":
+            continue  # a parameter that no loss has reached yet has none
+        with pytest.raises(StateError):
+            fresh.load_state_dict(state)
+        refused += 1
+    assert refused > 60
+    assert state_bits(fresh.state_dict()) == before
+    fresh.load_state_dict(good)
+    assert state_bits(fresh.state_dict()) == state_bits(good)
+
+
+def test_an_optimiser_keeps_the_settings_of_its_training(worker):
+    """A state holds moments only, so what it was trained with cannot come back by it."""
+    saved = copy.deepcopy(worker.trainer("denoiser", steps=3).state_dict())
+    assert set(saved["optimisers"]["loss"]) == {"moments", "groups"}
+    other = worker.trainer("denoiser", steps=3, beta2=0.9, weight_decay=0.0)
+    other.load_state_dict(saved)
+    assert all(g["betas"] == (0.9, 0.9) for g in other._optimisers["loss"].param_groups)
+
+
+# ---------------------------------------------------------------- beginning with given weights
+
+
+def test_a_training_begins_with_given_weights(worker):
+    """As stored in half precision; the average, too."""
+    first = worker.trainer("everything", steps=3)
+    list(first)
+    start = {
+        name: tensor.half() if tensor.is_floating_point() else tensor.clone()
+        for name, tensor in first.network.state_dict().items()
+    }
+    second = worker.trainer("everything", steps=3, start=start)
+    for network in (second.objective.network, second.network):
+        found = network.state_dict()
+        assert all(torch.equal(found[name], start[name].to(found[name].dtype)) for name in start)
+    assert second.objective.network.scale.dtype == torch.float32
+    assert second.start_sha256 != worker.trainer("everything").start_sha256 is None
+    changed = {name: tensor.clone() for name, tensor in start.items()}
+    changed["scale"] += 1
+    third = worker.trainer("everything", steps=3, start=changed)
+    assert third.start_sha256 != second.start_sha256
+    assert worker.trainer("everything", start=dict(reversed(start.items()))).start_sha256 == (
+        second.start_sha256
+    )
+
+
+def test_weights_of_another_network_are_refused_by_name(worker):
+    own = worker.denoiser().network.state_dict()
+    fewer = {name: tensor for name, tensor in own.items() if name != "layers.0.bias"}
+    with pytest.raises(ValueError, match=r"of another network: 'layers\.0\.bias' is in one"):
+        worker.trainer("denoiser", start=fewer)
+    with pytest.raises(ValueError, match=r"'layers\.0\.bias' has the shape \(2,\), here \(32,\)"):
+        worker.trainer("denoiser", start=own | {"layers.0.bias": torch.ones(2)})
+
+
+# ---------------------------------------------------------------- weight decay
+
+
+def test_decay_is_of_matrices_and_kernels():
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(2, 3)
+            self.conv = nn.Conv2d(1, 2, 3)
+            self.norm = nn.LayerNorm((3, 3))
+            self.batch = nn.BatchNorm2d(2)
+            self.words = nn.Embedding(5, 2)
+            self.matrix = nn.Parameter(torch.ones(2, 2))
+            self.scale = nn.Parameter(torch.tensor(1.0))
+            self.encoder_positions = nn.Parameter(torch.ones(4, 2))
+            self.mask_token = nn.Parameter(torch.ones(1, 2))
+            self.tied = nn.Linear(2, 5, bias=False)
+            self.tied.weight = self.words.weight
+
+    network = Network()
+    chosen = decayed(network)
+    names = {name for name, p in network.named_parameters() if id(p) in chosen}
+    assert names == {"linear.weight", "conv.weight", "matrix"}
+    everything = list(network.parameters())
+    groups = parameter_groups(network, everything, 0.1)
+    assert [g["weight_decay"] for g in groups] == [0.1, 0.0]
+    assert [len(g["params"]) for g in groups] == [3, len(everything) - 3]
+    assert len(parameter_groups(network, everything, 0.0)) == 1
+    assert len(parameter_groups(network, [network.scale], 0.1)) == 1
+
+
+def test_only_what_decays_is_pulled_towards_zero():
+    """With a loss that reaches nothing by more than its gradient of zero, decay alone moves: w ← (1 − lr·λ)·w."""
+    network = nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2))
+    before = {name: p.detach().clone() for name, p in network.named_parameters()}
+
+    def loss(batch, source):
+        return {"loss": sum(p.sum() for p in network.parameters()) * 0.0}
+
+    settings = TrainingSettings(
+        steps=3, batch_size=2, learning_rate=0.1, weight_decay=0.5, warmup=0.0, decay="constant"
+    )
+    list(Trainer(single_objective(network, loss), (torch.zeros(2),), settings))
+    for name, parameter in network.named_parameters():
+        factor = 0.95**3 if name == "0.weight" else 1.0
+        torch.testing.assert_close(parameter.detach(), before[name] * factor)
 
 
 def test_the_rows_that_a_loss_sees():
@@ -279,7 +470,7 @@ def test_the_rows_that_a_loss_sees():
 
     network = nn.Linear(1, 1)
     settings = TrainingSettings(steps=1, batch_size=6, accumulate=3)
-    Trainer(minimise(network, loss), (torch.arange(8.0),), settings).advance()
+    Trainer(single_objective(network, loss), (torch.arange(8.0),), settings).advance()
     assert [rows[:3] for rows in seen] == [(0, 2, 6), (2, 4, 6), (4, 6, 6)]
     assert [x for rows in seen for x in rows[3]] == BatchOrder(8, 6, 0).indices(0).tolist()
 
@@ -287,6 +478,7 @@ def test_the_rows_that_a_loss_sees():
 # ---------------------------------------------------------------- precision, memory order, compilation
 
 
+@pytest.mark.filterwarnings("ignore:this CPU has no bfloat16")
 def test_bf16(worker):
     trainer = worker.trainer("everything", steps=6, precision="bf16-mixed", clip=None)
     exact = worker.trainer("everything", steps=6, clip=None)
@@ -343,7 +535,9 @@ def test_a_loss_that_becomes_infinite_or_no_number(value):
         value_of_batch = network(batch[0]).square().mean() * factor
         return {"loss": value_of_batch, "other": torch.tensor(math.nan)}
 
-    trainer = Trainer(minimise(network, loss), (torch.ones(4, 1),), TrainingSettings(batch_size=4))
+    trainer = Trainer(
+        single_objective(network, loss), (torch.ones(4, 1),), TrainingSettings(batch_size=4)
+    )
     trainer.advance()
     trainer.advance()
     with pytest.raises(DivergedError, match=r"not finite at step 3\. Try a lower") as caught:
@@ -358,7 +552,9 @@ def test_a_check_that_comes_late_names_the_first_step():
     def loss(batch, source):
         return {"loss": network(batch[0]).mean() * (math.nan if trainer.step >= 4 else 1.0)}
 
-    trainer = Trainer(minimise(network, loss), (torch.ones(4, 1),), TrainingSettings(batch_size=4))
+    trainer = Trainer(
+        single_objective(network, loss), (torch.ones(4, 1),), TrainingSettings(batch_size=4)
+    )
     trainer._check_every = 20
     with pytest.raises(DivergedError) as caught:
         list(trainer)
@@ -377,14 +573,16 @@ def test_batches_that_cannot_be_divided(worker):
 def test_data_of_different_lengths():
     with pytest.raises(ValueError, match=r"differ in length: \[4, 5\]"):
         Trainer(
-            minimise(nn.Linear(1, 1), lambda b, s: {}),
+            single_objective(nn.Linear(1, 1), lambda b, s: {}),
             (torch.ones(4, 1), torch.ones(5)),
             TrainingSettings(batch_size=2),
         )
 
 
 def test_a_fabric_of_another_precision(worker):
-    with pytest.raises(ValueError, match="ask for bf16-mixed, but the fabric has another"):
+    with pytest.raises(
+        ValueError, match=r"ask for bf16-mixed, but the fabric has another.*precision='bf16-mixed'"
+    ):
         worker.trainer("denoiser", Fabric(accelerator="cpu", devices=1), precision="bf16-mixed")
 
 
@@ -425,8 +623,8 @@ def test_a_dataset_is_not_changed():
     digits = load("digits")[:20]
     before = digits.images.clone()
     network = nn.Linear(784, 1)
-    objective = minimise(
-        network, lambda b, s: {"loss": network(to_float(b[0]).flatten(1)).square().mean()}
+    objective = single_objective(
+        network, lambda b, s: {"loss": network(b.images.flatten(1)).square().mean()}
     )
     list(Trainer(objective, digits, TrainingSettings(steps=2, batch_size=5, channels_last=True)))
     assert isinstance(digits, ImageDataset)

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from companion.data import to_float
+from companion.data import ImageDataset
 from companion.gan import GAN
 from companion.randomness import initialisation, normal
 from companion.training import (
@@ -27,8 +27,8 @@ from companion.training import (
     Trainer,
     TrainingSettings,
     launch,
-    minimise,
     run,
+    single_objective,
 )
 from companion.vae_gan import VAEGAN
 
@@ -39,6 +39,11 @@ def images(count: int = 96, size: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
     coarse = torch.rand(count, 1, 3, 3, generator=generator)
     fine = F.interpolate(coarse, (size, size), mode="bilinear", align_corners=True)
     return (fine * 255).to(torch.uint8), torch.arange(count) % 10
+
+
+def dataset(count: int = 96, size: int = 8) -> ImageDataset:
+    """The same as a data set."""
+    return ImageDataset(*images(count, size), tuple("0123456789"), "smooth", "train")
 
 
 class Everything(nn.Module):
@@ -81,11 +86,11 @@ def everything() -> Objective:
     return Objective(
         network,
         (
-            Phase("critic", critic, lambda b, s: network.critic_loss(to_float(b[0]), s)),
+            Phase("critic", critic, lambda b, s: network.critic_loss(b.images, s)),
             Phase(
                 "generator",
                 rest,
-                lambda b, s: network.generator_loss(to_float(b[0]), s),
+                lambda b, s: network.generator_loss(b.images, s),
                 learning_rate=2e-3,
                 every=2,
             ),
@@ -113,9 +118,9 @@ class Denoiser(nn.Module):
 def denoiser() -> Objective:
     with initialisation(0):
         network = Denoiser()
-    return minimise(
+    return single_objective(
         network,
-        lambda b, s: network.loss(to_float(b[0]), s),
+        lambda b, s: network.loss(b.images, s),
         lambda network, n, source: network.sample(n, source),
     )
 
@@ -123,9 +128,7 @@ def denoiser() -> Objective:
 def players(network: nn.Module, **losses) -> Objective:
     """An objective of parts of a network that take their turns, each with its loss of images and randomness."""
     phases = [
-        Phase(
-            name, list(getattr(network, name).parameters()), lambda b, s, f=f: f(to_float(b[0]), s)
-        )
+        Phase(name, list(getattr(network, name).parameters()), lambda b, s, f=f: f(b.images, s))
         for name, f in losses.items()
     ]
     return Objective(network, tuple(phases), lambda network, n, source: network.sample(n, source))
@@ -162,10 +165,14 @@ SETTINGS = {
 }
 
 
-def trainer(name: str, fabric=None, **settings) -> Trainer:
+def trainer(name: str, fabric=None, start=None, **settings) -> Trainer:
     chosen = {"steps": 30, "batch_size": 16} | SETTINGS[name] | settings
     return Trainer(
-        OBJECTIVES[name](), images(size=SIDES.get(name, 8)), TrainingSettings(**chosen), fabric
+        OBJECTIVES[name](),
+        dataset(size=SIDES.get(name, 8)),
+        TrainingSettings(**chosen),
+        fabric,
+        start,
     )
 
 
@@ -202,15 +209,12 @@ def die_once(training: Trainer, flag: Path, step: int, rank: int) -> None:
 
 def evaluate(training: Trainer, path: str) -> None:
     """Samples and measures with as many processes as there are."""
-    from companion.data import ImageDataset
     from companion.evaluation import Evaluator
 
     evaluator = Evaluator(training.fabric, batch_size=7)
-    pixels, labels = images()
-    dataset = ImageDataset(pixels, labels, tuple("0123456789"), "test", "test")
     drawn = evaluator.draw(lambda n, source: training.network.sample(n, source), 40)
     errors = evaluator.each(
-        lambda x, s: training.network.loss(x, s)["loss"].expand(len(x)), dataset
+        lambda x, s: training.network.loss(x, s)["loss"].expand(len(x)), dataset()
     )
     if training.fabric.is_global_zero:
         torch.save({"drawn": drawn, "errors": errors}, path)

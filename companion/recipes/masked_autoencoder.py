@@ -1,0 +1,50 @@
+"""The masked autoencoder of chapter 9."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import nn
+
+from companion.evaluation import Evaluator
+from companion.evaluation.evaluator import about_data
+from companion.masked_autoencoder import MaskedAutoencoder, MaskedAutoencoderConfig
+from companion.measurement import Measurement
+from companion.recipes.base import Recipe, Splits, probe
+from companion.training import Objective, single_objective
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskedAutoencoderRecipe(Recipe):
+    """The masked autoencoder of chapter 9: patches of 4×4 pixels, three quarters of them hidden."""
+
+    model: ClassVar[type[nn.Module]] = MaskedAutoencoder
+
+    steps: int = 3000
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.02
+    warmup: float = 0.1
+    beta2: float = 0.95
+    clip: float | None = 1.0
+    ema: float | None = 0.999
+    network: MaskedAutoencoderConfig = MaskedAutoencoderConfig()
+
+    def losses(self, network: nn.Module, parents: Mapping[str, nn.Module]) -> Objective:
+        return single_objective(
+            network, lambda batch, source: network.loss(batch.images, source)
+        )
+
+    def evaluate(
+        self, network: nn.Module, evaluator: Evaluator, splits: Splits
+    ) -> list[Measurement]:
+        found = [
+            Measurement(
+                name="MSE of hidden patches",
+                value=evaluator.mean(network.errors, test, "masks"),
+                better="lower",
+                seed=evaluator.seed,
+                **about_data(test),
+            )
+            for test in splits.tests
+        ]
+        return found + probe(network.features, evaluator, splits)

@@ -1,0 +1,668 @@
+"""All recipes alike: each trains, and every loss and every number that it reports is computed a second time here.
+
+What is checked against is written out from the formulas, from the same images and the same random numbers: a weight that
+is left out, a sign, a term in another's place, a network trained on another's loss, or a measure of another noise level shows.
+"""
+
+import copy
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from companion.autoencoder import fit_mixture
+from companion.data import ImageDataset, load
+from companion.data.batch import Batch
+from companion.evaluation import Evaluator, labelled
+from companion.gan import TASKS
+from companion.measurement import Measurement
+from companion.metrics import fid, inception_score, kid, precision_recall, sharpness
+from companion.metrics.features import digit_features, digit_probabilities
+from companion.randomness import PerImage, Rows, Source, derive, normal, uniform
+from companion.recipes import RECIPES, Recipe, make_checkpoint, recipe_of
+from companion.training import Trainer, random_affine
+
+TINY = {"data": "digits", "steps": 2, "batch_size": 8, "seed": 5, "precision": "32-true"}
+GAN = {"generator_width": 4, "discriminator_width": 4, "latent_dim": 5}
+VAE = {"architecture": "mlp", "width": 2, "latent_dim": 3, "iwae": 4}
+PAIR = {"encoder_width": 4, "decoder_width": 8, "discriminator_width": 4, "latent_dim": 5}
+
+# Every recipe, and variants that take the other way at each fork in one.
+VARIANTS: dict[str, tuple[str, dict]] = {
+    "autoencoder": ("autoencoder", {"width": 4, "latent_dim": 6, "parts": 3}),
+    "autoencoder, perceptron": (
+        "autoencoder",
+        {"width": 4, "latent_dim": 6, "architecture": "mlp", "parts": 1},
+    ),
+    "denoising autoencoder": ("denoising-autoencoder", {"width": 4, "latent_dim": 6}),
+    "denoising autoencoder, one level": (
+        "denoising-autoencoder",
+        {"width": 4, "latent_dim": 6, "corruption": "masking", "amount": 0.3, "amount_max": None},
+    ),
+    "masked autoencoder": (
+        "masked-autoencoder",
+        {"width": 16, "layers": 1, "decoder_width": 8, "heads": 2},
+    ),
+    "masked autoencoder, standardised": (
+        "masked-autoencoder",
+        {"width": 8, "layers": 1, "decoder_width": 12, "heads": 2, "normalise_targets": True},
+    ),
+    "vae": ("vae", VAE | {"beta": 0.7, "free_nats": 0.0}),
+    "vae, convolutional": ("vae", VAE | {"architecture": "convolutional", "width": 4, "iwae": 0}),
+    "vae, gaussian": ("vae", VAE | {"likelihood": "gaussian"}),
+    "vae, conditional": ("vae", VAE | {"conditional": True}),
+    "gan": ("gan", GAN),
+    "gan, conditional": ("gan", GAN | {"conditional": True, "loss": "minimax"}),
+    "gan, penalised": (
+        "gan",
+        GAN | {"loss": "wasserstein", "gradient_penalty": 3.0, "normalisation": "none"},
+    ),
+    "gan, r1": ("gan", GAN | {"loss": "non-saturating", "r1": 2.0, "normalisation": "none"}),
+    "gan-cifar10": ("gan-cifar10", GAN | {"generator_every": 1}),
+    "image to image": ("image-to-image", {"generator_width": 4, "discriminator_width": 4}),
+    "image to image, content": (
+        "image-to-image",
+        {"generator_width": 4, "discriminator_width": 4, "adversarial": 0.0, "task": "denoising"},
+    ),
+    "vae-gan": ("vae-gan", PAIR | {"beta": 0.6, "gamma": 0.05, "adversarial": 0.8}),
+    "vae-gan-pixels": ("vae-gan-pixels", PAIR),
+    "digit classifier": ("digit-cnn", {"width": 4}),
+}
+
+
+def recipe_named(variant: str) -> Recipe:
+    name, settings = VARIANTS[variant]
+    return RECIPES[name].replace(**(TINY | settings))
+
+
+every_variant = pytest.mark.parametrize("variant", list(VARIANTS))
+
+
+def test_no_recipe_is_left_out():
+    assert {name for name, _ in VARIANTS.values()} == set(RECIPES)
+
+
+# --- The losses, from their formulas ------------------------------------------------------------------------------
+
+Values = Mapping[str, Tensor]
+
+
+def mse(a: Tensor, b: Tensor) -> Tensor:
+    return ((a - b) ** 2).mean()
+
+
+def kl_to_prior(mu: Tensor, log_var: Tensor) -> Tensor:
+    """KL(N(μ, σ²) ‖ N(0, 1)) of each coordinate."""
+    return 0.5 * (mu**2 + log_var.exp() - 1 - log_var)
+
+
+def told(loss: str, real: Tensor, fake: Tensor) -> Tensor:
+    """The discriminator's loss on logits."""
+    if loss == "hinge":
+        return (1 - real).clamp(min=0).mean() + (1 + fake).clamp(min=0).mean()
+    if loss == "wasserstein":
+        return fake.mean() - real.mean()
+    return -F.logsigmoid(real).mean() - F.logsigmoid(-fake).mean()
+
+
+def fooled(loss: str, fake: Tensor) -> Tensor:
+    """The generator's loss on logits."""
+    if loss in ("hinge", "wasserstein"):
+        return -fake.mean()
+    if loss == "minimax":
+        return F.logsigmoid(-fake).mean()
+    return -F.logsigmoid(fake).mean()
+
+
+def slope(discriminator: nn.Module, x: Tensor, *given: Tensor) -> Tensor:
+    """The norm of the discriminator's gradient at each image."""
+    x = x.detach().requires_grad_(True)
+    (gradient,) = torch.autograd.grad(discriminator(x, *given).sum(), x)
+    return gradient.flatten(1).norm(dim=1)
+
+
+def autoencoder_loss(r: Recipe, net: nn.Module, b: Batch, s: Source) -> dict[str, Values]:
+    return {"loss": lambda: {"loss": mse(net.decoder(net.encoder(b.images)), b.images)}}
+
+
+def denoising_loss(r, net, b, s):
+    def loss():
+        x, c = b.images, r.network
+        if c.corruption == "gaussian":
+            u = uniform((len(x),), s)
+            level = c.amount * (c.amount_max / c.amount) ** u
+            noisy = x + level[:, None, None, None] * normal(tuple(x.shape), s)
+        else:
+            hidden = round(c.amount * 28 * 28)
+            order = uniform((len(x), 1, 28, 28), s).flatten(1).argsort(dim=1)
+            noisy = x.flatten(1).clone()
+            noisy.scatter_(1, order[:, :hidden], -1.0)
+            noisy = noisy.reshape(x.shape)
+        return {"loss": mse(net.decoder(net.encoder(noisy)), x)}
+
+    return {"loss": loss}
+
+
+def masked_errors(r, net, x, s) -> Tensor:
+    """The mean squared error of each image's hidden patches, one image and one patch at a time."""
+    c = r.network
+    side = 28 // c.patch
+    order = uniform((len(x), side * side), s).argsort(dim=1)
+    kept = side * side - round(c.mask_ratio * side * side)
+    predicted = net(x, net.masking(len(x), _Again(order)))
+    errors = []
+    for image, hidden, guess in zip(x, order[:, kept:], predicted, strict=True):
+        total = 0.0
+        for place in hidden.tolist():
+            row, column = divmod(place, side)
+            patch = image[:, row * c.patch : (row + 1) * c.patch]
+            patch = patch[:, :, column * c.patch : (column + 1) * c.patch].permute(1, 2, 0).flatten()
+            if c.normalise_targets:
+                patch = (patch - patch.mean()) / (patch.var() + 1e-6).sqrt()
+            total = total + mse(guess[place], patch)
+        errors.append(total / len(hidden))
+    return torch.stack(errors)
+
+
+class _Again:
+    """Stands for a source that draws what gives an order that is known."""
+
+    def __init__(self, order: Tensor) -> None:
+        self.order = order
+
+
+def masked_loss(r, net, b, s):
+    return {"loss": lambda: {"loss": masked_errors(r, net, b.images, s).mean()}}
+
+
+def observed(r, x, s) -> Tensor:
+    if r.network.likelihood == "bernoulli":
+        return torch.where(uniform(tuple(x.shape), s) < (x + 1) / 2, 1.0, -1.0)
+    # Bytes, made continuous by uniform noise within each.
+    return ((x + 1) * 127.5 + uniform(tuple(x.shape), s)) / 128 - 1
+
+
+def log_p(r, net, x, z, *given) -> Tensor:
+    raw = net.decode_raw(z, *given)
+    if r.network.likelihood == "bernoulli":
+        pixels = -F.binary_cross_entropy_with_logits(raw, (x + 1) / 2, reduction="none")
+    else:
+        pixels = -0.5 * ((x - raw) ** 2 / net.log_var_x.exp() + net.log_var_x + math.log(2 * math.pi))
+    return pixels.flatten(1).sum(dim=1)
+
+
+def bound(r, net, x, s, *given) -> tuple[Tensor, Tensor]:
+    """log p(x|z) and the KL of each image."""
+    x = observed(r, x, s)
+    mu, log_var = net.encode(x, *given)
+    z = mu + log_var.exp().sqrt() * normal(tuple(mu.shape), s)
+    return log_p(r, net, x, z, *given), kl_to_prior(mu, log_var).sum(dim=1)
+
+
+def vae_loss(r, net, b, s):
+    def loss():
+        given = [b.labels] if r.conditional else []
+        likelihood, kl = bound(r, net, b.images, s, *given)
+        total = (-likelihood + r.network.beta * kl).mean()
+        return {"loss": total, "reconstruction": -likelihood.mean(), "kl": kl.mean()}
+
+    return {"loss": loss}
+
+
+def gan_loss(r, net, b, s):
+    given = [b.labels] if r.conditional else []
+    c, n = r.network, len(b.images)
+
+    def discriminator():
+        fake = net.generator(normal((n, c.latent_dim), s), *given).detach()
+        real, logits = net.discriminator(b.images, *given), net.discriminator(fake, *given)
+        values = {"loss": told(c.loss, real, logits), "real": real.mean(), "fake": logits.mean()}
+        if c.gradient_penalty:
+            t = uniform((n, 1, 1, 1), s)
+            between = t * b.images + (1 - t) * fake
+            values["penalty"] = ((slope(net.discriminator, between) - 1) ** 2).mean()
+            values["loss"] = values["loss"] + c.gradient_penalty * values["penalty"]
+        if c.r1:
+            values["r1"] = 0.5 * (slope(net.discriminator, b.images) ** 2).mean()
+            values["loss"] = values["loss"] + c.r1 * values["r1"]
+        return values
+
+    def generator():
+        fake = net.generator(normal((n, c.latent_dim), s), *given)
+        return {"loss": fooled(c.loss, net.discriminator(fake, *given))}
+
+    return {"discriminator": discriminator, "generator": generator}
+
+
+def image_to_image_loss(r, net, b, s):
+    c = r.network
+
+    def discriminator():
+        given, wanted = TASKS[r.task](b.images, s)
+        answer = net.generator(given).detach()
+        real = net.discriminator(torch.cat([given, wanted], dim=1))
+        fake = net.discriminator(torch.cat([given, answer], dim=1))
+        return {"loss": told(c.loss, real, fake), "real": real.mean(), "fake": fake.mean()}
+
+    def generator():
+        given, wanted = TASKS[r.task](b.images, s)
+        answer = net.generator(given)
+        content = mse(answer, wanted)
+        loss = c.content * content
+        if c.adversarial:
+            logits = net.discriminator(torch.cat([given, answer], dim=1))
+            loss = loss + c.adversarial * fooled(c.loss, logits)
+        return {"loss": loss, "content": content}
+
+    phases = {"discriminator": discriminator, "generator": generator}
+    return phases if c.adversarial else {"generator": generator}
+
+
+def vae_gan_loss(r, net, b, s):
+    c, x, n = r.network, b.images, len(b.images)
+
+    def again():
+        mu, log_var = net.encoder(x).chunk(2, dim=1)
+        log_var = log_var.clamp(-12, 4)
+        z = mu + log_var.exp().sqrt() * normal((n, c.latent_dim), s)
+        return net.decoder(z), kl_to_prior(mu, log_var).sum(dim=1)
+
+    def distance(y):
+        """Half the squared distance, in features or pixels, times the precision."""
+        if c.features:
+            of_x = net.discriminator.features(x)[c.layer].detach()
+            off = of_x - net.discriminator.features(y)[c.layer]
+        else:
+            off = x - y
+        return 0.5 * c.observation_precision * (off**2).flatten(1).sum(dim=1).mean()
+
+    def drawn():
+        return net.decoder(normal((n, c.latent_dim), s))
+
+    def discriminator():
+        y, p = again()[0].detach(), drawn().detach()
+        real, of_y, of_p = net.discriminator(x), net.discriminator(y), net.discriminator(p)
+        return {
+            "loss": told(c.loss, real, torch.cat([of_y, of_p])),
+            "real": real.mean(),
+            "reconstructions": of_y.mean(),
+            "samples": of_p.mean(),
+        }
+
+    def encoder():
+        y, kl = again()
+        return {"loss": c.beta * kl.mean() + distance(y), "KL": kl.mean()}
+
+    def decoder():
+        y, _ = again()
+        loss = c.gamma * distance(y)
+        if c.adversarial:
+            p = drawn()
+            loss = loss + c.adversarial * fooled(
+                c.loss, torch.cat([net.discriminator(y), net.discriminator(p)])
+            )
+        return {"loss": loss}
+
+    phases = {"discriminator": discriminator, "encoder": encoder, "decoder": decoder}
+    if not c.features and not c.adversarial:
+        del phases["discriminator"]
+    return phases
+
+
+def classifier_loss(r, net, b, s):
+    def loss():
+        x = random_affine(
+            b.images, s, degrees=r.degrees, scale=r.scale, shear=r.shear, shift=r.shift
+        )
+        picked = net(x).log_softmax(dim=1)[torch.arange(len(x)), b.labels]
+        return {"loss": -picked.mean()}
+
+    return {"loss": loss}
+
+
+# --- The measures, from their formulas ----------------------------------------------------------------------------
+
+SAMPLES = 24
+
+
+@dataclass
+class Few:
+    """The splits of a recipe, cut down to few images."""
+
+    train: ImageDataset
+    held_out: ImageDataset
+
+    @property
+    def tests(self) -> list[ImageDataset]:
+        return [self.held_out]
+
+    labelled_tests = tests
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.train.classes
+
+
+@pytest.fixture(scope="module")
+def few() -> Few:
+    train = load("digits", "train").shuffled(torch.Generator().manual_seed(0))
+    return Few(train[:400], load("digits", "test")[::25])
+
+
+Found = dict[tuple[str, str], float]
+
+
+def reconstructed(x: Tensor, y: Tensor, of: str = "") -> Found:
+    each = ((x - y.clamp(-1, 1)) ** 2).mean(dim=(1, 2, 3))
+    return {
+        ("reconstruction MSE", of): float(each.mean()),
+        ("reconstruction PSNR", of): float((10 * torch.log10(4 / each)).mean()),
+    }
+
+
+def probed(encode: Callable[[Tensor], Tensor], few: Few) -> Found:
+    a, b = (encode(d.floats()).flatten(1).double().numpy() for d in (few.train, few.held_out))
+    shares = []
+    for draw in range(5):
+        chosen = labelled(few.train.labels, 100, derive(0, "labels", draw)).numpy()
+        model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+        model.fit(a[chosen], few.train.labels.numpy()[chosen])
+        shares.append((model.predict(b) == few.held_out.labels.numpy()).mean())
+    mean = np.mean(shares)
+    return {
+        ("linear probe accuracy", "100 labels"): mean,
+        ("linear probe accuracy spread", "100 labels"): math.sqrt(np.mean((shares - mean) ** 2)),
+    }
+
+
+def quality(drawn: Tensor, few: Few, of: str = "") -> Found:
+    drawn, real = drawn.clamp(-1, 1), few.held_out.floats()
+    a, b = digit_features(real), digit_features(drawn)
+    agreement = precision_recall(a, b, 3)
+    found = {
+        "FID": fid(a, b),
+        "KID": kid(a, b).mean,
+        "precision": agreement.precision,
+        "recall": agreement.recall,
+        "Inception Score": inception_score(digit_probabilities(drawn)).mean,
+        "sharpness, share of real": float(sharpness(drawn).mean() / sharpness(real).mean()),
+    }
+    return {(name, of): value for name, value in found.items()}
+
+
+def images(few: Few, name: str) -> tuple[Tensor, PerImage]:
+    x = few.held_out.floats()
+    return x, PerImage(0, 0, len(x), name)
+
+
+def samples() -> PerImage:
+    return PerImage(0, 0, SAMPLES)
+
+
+def autoencoder_measures(r: Recipe, net: nn.Module, few: Few) -> Found:
+    x, _ = images(few, "")
+    codes = net.encoder(few.train.floats())
+    density = fit_mixture(codes, r.parts, derive(r.seed, "mixture"))
+    drawn = net.decoder(density.sample(SAMPLES, samples()))
+    return (
+        reconstructed(x, net.decoder(net.encoder(x)))
+        | probed(net.encoder, few)
+        | quality(drawn, few, "codes from a mixture")
+    )
+
+
+def denoising_measures(r, net, few):
+    c, found = r.network, {}
+    for level in sorted({c.amount, 0.5, c.amount_max or c.amount}):
+        x, s = images(few, f"noise {level:g}")
+        if c.corruption == "gaussian":
+            noisy = x + level * normal(tuple(x.shape), s)
+        else:
+            order = uniform((len(x), 1, 28, 28), s).flatten(1).argsort(dim=1)
+            noisy = x.flatten(1).scatter(1, order[:, : round(level * 784)], -1.0).reshape(x.shape)
+        found |= reconstructed(x, net.decoder(net.encoder(noisy)), f"noise {level:g}")
+    found |= probed(net.encoder, few)
+    if c.corruption == "gaussian":
+        s = samples()
+        levels = np.geomspace(c.amount_max, c.amount, 100)
+        y = -1 + c.amount_max * normal((SAMPLES, 1, 28, 28), s)
+        for now, then in zip(levels, levels[1:], strict=False):
+            ratio = (then / now) ** 2
+            clean = net.decoder(net.encoder(y))
+            z = normal((SAMPLES, 1, 28, 28), s)
+            y = clean + ratio * (y - clean) + then * math.sqrt(1 - ratio) * z
+        found |= quality(net.decoder(net.encoder(y)), few)
+    return found
+
+
+def masked_measures(r, net, few):
+    x, s = images(few, "masks")
+    mean = float(masked_errors(r, net, x, s).mean())
+    return {("MSE of hidden patches", ""): mean} | probed(lambda x: net.encode(x).mean(dim=1), few)
+
+
+def vae_measures(r, net, few):
+    x, s = images(few, "elbo")
+    given = [few.held_out.labels] if r.conditional else []
+    likelihood, kl = bound(r, net, x, s, *given)
+    found = {
+        ("−ELBO", ""): float((kl - likelihood).mean()),
+        ("reconstruction term", ""): float(-likelihood.mean()),
+        ("KL", ""): float(kl.mean()),
+    }
+    if r.network.likelihood == "gaussian":
+        # Nats of a density over [−1, 1] to bits of a byte.
+        nats = found["−ELBO", ""] / 784
+        found["bits/dim", ""] = nats / math.log(2) + math.log2(256 / 2)
+    if r.iwae:
+        x, s = images(few, "iwae")
+        x = observed(r, x, s)
+        mu, log_var = net.encode(x, *given)
+        eps = normal((len(x), r.iwae, r.network.latent_dim), s)
+        logs = []
+        for i in range(r.iwae):
+            z = mu + log_var.exp().sqrt() * eps[:, i]
+            prior = torch.distributions.Normal(0.0, 1.0).log_prob(z).sum(dim=1)
+            posterior = torch.distributions.Normal(mu, log_var.exp().sqrt()).log_prob(z).sum(dim=1)
+            logs.append(log_p(r, net, x, z, *given) + prior - posterior)
+        tight = torch.stack(logs, dim=1).logsumexp(dim=1) - math.log(r.iwae)
+        found[f"−IWAE-{r.iwae}", ""] = float(-tight.mean())
+    s = samples()
+    labels = []
+    if r.conditional:
+        labels = [torch.stack([torch.randint(10, (), generator=g) for g in s.generators])]
+    raw = net.decode_raw(normal((SAMPLES, r.network.latent_dim), s), *labels)
+    drawn = 2 * raw.sigmoid() - 1 if r.network.likelihood == "bernoulli" else raw.clamp(-1, 1)
+    return found | quality(drawn, few)
+
+
+def gan_measures(r, net, few):
+    s = samples()
+    labels = []
+    if r.conditional:
+        labels = [torch.stack([torch.randint(10, (), generator=g) for g in s.generators])]
+    return quality(net.generator(normal((SAMPLES, r.network.latent_dim), s), *labels), few)
+
+
+def image_to_image_measures(r, net, few):
+    x, s = images(few, r.task)
+    given, wanted = TASKS[r.task](x, s)
+    answer = net.generator(given).clamp(-1, 1)
+    each = ((answer - wanted) ** 2).mean(dim=(1, 2, 3))
+    return {
+        ("reconstruction PSNR", r.task): float((10 * torch.log10(4 / each)).mean()),
+        ("sharpness, share of real", r.task): float(sharpness(answer).mean() / sharpness(wanted).mean()),
+        ("FID", r.task): fid(digit_features(wanted), digit_features(answer)),
+    }
+
+
+def vae_gan_measures(r, net, few):
+    x, _ = images(few, "")
+    mean = net.encoder(x).chunk(2, dim=1)[0]
+    drawn = net.decoder(normal((SAMPLES, r.network.latent_dim), samples()))
+    return reconstructed(x, net.decoder(mean)) | quality(drawn, few)
+
+
+def classifier_measures(r, net, few):
+    x, _ = images(few, "")
+    return {("accuracy", ""): float((net(x).argmax(dim=1) == few.held_out.labels).double().mean())}
+
+
+KINDS: dict[str, tuple[Callable, Callable]] = {
+    "AutoencoderRecipe": (autoencoder_loss, autoencoder_measures),
+    "DenoisingAutoencoderRecipe": (denoising_loss, denoising_measures),
+    "MaskedAutoencoderRecipe": (masked_loss, masked_measures),
+    "VAERecipe": (vae_loss, vae_measures),
+    "GANRecipe": (gan_loss, gan_measures),
+    "ImageToImageRecipe": (image_to_image_loss, image_to_image_measures),
+    "VAEGANRecipe": (vae_gan_loss, vae_gan_measures),
+    "DigitCNNRecipe": (classifier_loss, classifier_measures),
+}
+
+# What each phase trains; the others' weights stay.
+PARTS = {
+    "discriminator": ("discriminator",),
+    "generator": ("generator",),
+    "encoder": ("encoder",),
+    "decoder": ("decoder",),
+}
+
+
+@pytest.fixture(autouse=True)
+def orders(monkeypatch):
+    """Lets `MaskedAutoencoder.masking` take an order that this test has drawn already."""
+    import companion.masked_autoencoder as module
+
+    draw = module.uniform
+
+    def drawn(shape, source, device=None):
+        # The places of the numbers 0 … t − 1 in the order give that order back when they are sorted.
+        if isinstance(source, _Again):
+            return source.order.argsort(dim=1).float()
+        return draw(shape, source, device)
+
+    monkeypatch.setattr(module, "uniform", drawn)
+
+
+# --- The tests ----------------------------------------------------------------------------------------------------
+
+
+@every_variant
+def test_the_network_is_that_of_the_config(variant, few):
+    recipe = recipe_named(variant)
+    network = recipe.objective(few.train).network
+    assert type(network) is type(recipe).model
+    known = {"channels": 1, "size": 28, "classes": recipe.classes(few.train)}
+    wanted = {k: v for k, v in known.items() if hasattr(recipe.network, k)}
+    assert network.config == replace(recipe.network, **wanted)
+    if variant.startswith("masked"):
+        c = recipe.network
+        assert network.embed.out_features == network.norm.normalized_shape[0] == c.width
+        assert network.project.in_features == c.width
+        assert network.head.in_features == network.project.out_features == c.decoder_width
+
+
+@every_variant
+def test_it_trains_each_part_by_its_own_loss(variant, few, monkeypatch):
+    """Two steps; in each, every phase's values are computed a second time just before, on a copy of the network."""
+    recipe = recipe_named(variant)
+    objective = recipe.objective(few.train)
+    network, direct = objective.network, KINDS[type(recipe).__name__][0]
+    seen: list[str] = []
+
+    def checked(phase):
+        def loss(batch, source):
+            assert isinstance(batch, Batch)
+            assert batch.images.dtype == torch.float32
+            again = Rows(
+                torch.Generator().set_state(source.generator.get_state()),
+                source.start,
+                source.stop,
+                source.total,
+            )
+            expected = direct(recipe, copy.deepcopy(network), batch, again)[phase.name]()
+            found = phase.loss(batch, source)
+            for name, value in expected.items():
+                torch.testing.assert_close(found[name], value, rtol=2e-4, atol=2e-5)
+            seen.append(phase.name)
+            return found
+
+        return replace(phase, loss=loss)
+
+    spied = replace(objective, phases=tuple(checked(p) for p in objective.phases))
+    before = copy.deepcopy(network.state_dict())
+    for phase in objective.phases:
+        part = network
+        for name in PARTS.get(phase.name, ()):
+            part = getattr(part, name)
+        wanted = {id(p) for p in part.parameters() if p.requires_grad}
+        assert {id(p) for p in phase.parameters} == wanted, phase.name
+    trainer = Trainer(spied, few.train, recipe)
+    for _ in trainer:
+        pass
+    everything = list(direct(recipe, network, None or _batch(few), Rows(derive(0), 0, 2, 2)))
+    assert seen == everything * 2
+    trained = {id(p) for phase in objective.phases for p in phase.parameters}
+    for name, parameter in network.named_parameters():
+        changed = not torch.equal(parameter, before[name])
+        assert changed == (id(parameter) in trained), name
+
+
+def _batch(few: Few) -> Batch:
+    return Batch(images=few.train[:2].floats(), labels=few.train[:2].labels)
+
+
+@every_variant
+def test_every_number_is_what_it_says(variant, few):
+    recipe = recipe_named(variant)
+    network = recipe.objective(few.train).network.eval()
+    evaluator = Evaluator(samples=SAMPLES, batch_size=11)
+    with torch.no_grad():
+        found = recipe.evaluate(network, evaluator, few)
+        expected = KINDS[type(recipe).__name__][1](recipe, network, few)
+    numbers = {(m.name, m.of): m.value for m in found}
+    numbers |= {
+        (f"{m.name} spread", m.of): m.spread for m in found if m.name == "linear probe accuracy"
+    }
+    assert numbers == {
+        key: pytest.approx(value, rel=2e-3, abs=2e-4) for key, value in expected.items()
+    }
+    units = {m.name: m.unit for m in found}
+    assert all(units.get(name, "nats") == "nats" for name in ("−ELBO", "KL", "reconstruction term"))
+    assert {(m.data, m.split) for m in found} == {("digits", "test")}
+
+
+@every_variant
+def test_a_sheet_draws_images(variant, few):
+    recipe = recipe_named(variant)
+    objective = recipe.objective(few.train)
+    if objective.sample is not None:
+        drawn = objective.sample(objective.network.eval(), 3, PerImage(0, 0, 3))
+        assert drawn.shape == (3, 1, 28, 28)
+    can = hasattr(objective.network, "sample") and getattr(objective.network, "can_sample", True)
+    assert (objective.sample is not None) == can
+
+
+@every_variant
+def test_its_checkpoint_says_what_made_it(variant, few, tmp_path, monkeypatch):
+    """From the recipe to the card and back, with every setting."""
+    recipe = recipe_named(variant)
+    found = [Measurement(name="a number", value=1.5)]
+    monkeypatch.setattr(type(recipe), "evaluate", lambda *_: found)
+    card = make_checkpoint(recipe, "mine", tmp_path, progress=False, log_every=1, samples=10)
+    assert recipe_of(card) == recipe
+    assert card.measurements[-1] == found[0]
+    names = [p.name for p in recipe.objective(few.train).phases]
+    losses = {m.name for m in card.measurements}
+    if names == ["loss"]:
+        assert "training loss" in losses
+    else:
+        assert {f"training {name}/loss" for name in names} <= losses
