@@ -15,7 +15,7 @@ Number = float | int
 MOST_LAYERS = 1_000
 
 
-def whole(least: int, most: int | None = None, /, **values: int) -> None:
+def whole(least: int, most: int | None = None, /, **values: object) -> None:
     """Requires whole numbers of at least `least`, and at most `most`: `whole(1, width=width)`.
 
     Raises:
@@ -34,7 +34,7 @@ def number(
     /,
     *,
     above: Number = -math.inf,
-    **values: Number,
+    **values: object,
 ) -> None:
     """Requires finite numbers of at least `least`, below `below` and above `above`: `number(0, beta=beta)`.
 
@@ -51,7 +51,7 @@ def number(
             raise ValueError(f"{name} must be a finite number{rest}, got {value!r}.")
 
 
-def flag(**values: bool) -> None:
+def flag(**values: object) -> None:
     """Requires True or False.
 
     Raises:
@@ -62,7 +62,7 @@ def flag(**values: bool) -> None:
             raise ValueError(f"{name} must be True or False, got {value!r}.")
 
 
-def one_of(known: Iterable[str], /, **values: str) -> None:
+def one_of(known: Iterable[str], /, **values: object) -> None:
     """Requires names that are known: `one_of(LOSSES, loss=loss)`.
 
     Raises:
@@ -71,7 +71,7 @@ def one_of(known: Iterable[str], /, **values: str) -> None:
     names = list(known)
     for name, value in values.items():
         if value not in names:
-            raise unknown_name(name, value, names)
+            raise unknown_name(name, str(value), names)
 
 
 def images(x: "Tensor", channels: int, size: int, network: str) -> None:

@@ -14,6 +14,7 @@ from sklearn.mixture import GaussianMixture
 from companion import data
 from companion.autoencoder import (
     Autoencoder,
+    AutoencoderConfig,
     LatentMixture,
     LinearAutoencoder,
     fit_gaussian,
@@ -29,9 +30,9 @@ def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def build(*args, seed=0, **kwargs):
+def build(latent_dim, *, seed=0, **settings):
     with initialisation(seed):
-        return Autoencoder(*args, **kwargs)
+        return Autoencoder(AutoencoderConfig(latent_dim=latent_dim, **settings))
 
 
 @pytest.fixture(scope="module")
@@ -120,25 +121,25 @@ def test_linear_overcomplete_autoencoder_is_the_identity():
 
 @settings(max_examples=15, deadline=None)
 @given(
-    latent=st.integers(1, 40),
+    latent_dim=st.integers(1, 40),
     channels=st.sampled_from([1, 3]),
     size=st.sampled_from([28, 32, 64]),
     width=st.integers(1, 3),
-    network=st.sampled_from(["convolutional", "mlp"]),
+    architecture=st.sampled_from(["convolutional", "mlp"]),
     n=st.integers(1, 3),
 )
-def test_shapes(latent, channels, size, width, network, n):
-    model = Autoencoder(latent, channels, size, width, network)
+def test_shapes(latent_dim, channels, size, width, architecture, n):
+    model = build(latent_dim, channels=channels, size=size, width=width, architecture=architecture)
     x = torch.rand(n, channels, size, size) * 2 - 1
     z = model.encode(x)
-    assert z.shape == (n, latent)
+    assert z.shape == (n, latent_dim)
     assert model.decode(z).shape == x.shape
     torch.testing.assert_close(model(x), model.decode(z))
 
 
-@pytest.mark.parametrize("network", ["convolutional", "mlp"])
-def test_the_loss_is_the_mean_squared_error(digits, network):
-    model = build(8, width=2, network=network)
+@pytest.mark.parametrize("architecture", ["convolutional", "mlp"])
+def test_the_loss_is_the_mean_squared_error(digits, architecture):
+    model = build(8, width=2, architecture=architecture)
     x = digits[:6]
     values = model.loss(x, seeded())
     by_hand = np.mean((model(x).detach().numpy() - x.numpy()) ** 2)
@@ -148,9 +149,9 @@ def test_the_loss_is_the_mean_squared_error(digits, network):
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
 
 
-@pytest.mark.parametrize("network", ["convolutional", "mlp"])
-def test_the_loss_is_single_precision_under_autocast_and_in_channels_last(digits, network):
-    model = build(8, width=4, network=network)
+@pytest.mark.parametrize("architecture", ["convolutional", "mlp"])
+def test_the_loss_is_single_precision_under_autocast_and_in_channels_last(digits, architecture):
+    model = build(8, width=4, architecture=architecture)
     x = digits[:6]
     exact = model.loss(x)["loss"].detach()
     model.to(memory_format=torch.channels_last)
@@ -160,10 +161,10 @@ def test_the_loss_is_single_precision_under_autocast_and_in_channels_last(digits
     assert float(coarse.detach()) == pytest.approx(float(exact), rel=0.02)
 
 
-@pytest.mark.parametrize("network", ["convolutional", "mlp"])
-def test_training_beats_principal_components_on_what_it_saw(digits, network):
+@pytest.mark.parametrize("architecture", ["convolutional", "mlp"])
+def test_training_beats_principal_components_on_what_it_saw(digits, architecture):
     x = digits[:32]
-    model = build(4, width=4, network=network)
+    model = build(4, width=4, architecture=architecture)
     settings = TrainingSettings(steps=250, batch_size=32, learning_rate=5e-3, clip=1.0)
     train(model, lambda batch, source: model.loss(batch[0], source), (x,), settings)
     with torch.no_grad():
@@ -181,22 +182,20 @@ def test_windows_of_a_canvas(digits):
         model.encode_windows(digits[:2])[..., 0, 0], model.encode(digits[:2])
     )
     with pytest.raises(TypeError, match="only the convolutional"):
-        build(8, network="mlp", width=2).encode_windows(canvas)
+        build(8, architecture="mlp", width=2).encode_windows(canvas)
 
 
 def test_mistakes_are_named(digits):
-    with pytest.raises(ValueError, match="convolutional"):
-        Autoencoder(network="conv")
-    with pytest.raises(ValueError, match="must be at least 1, got 0"):
-        Autoencoder(0)
-    with pytest.raises(ValueError, match="must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="latent_dim must be a whole number of at least 1, got 0"):
+        AutoencoderConfig(latent_dim=0)
+    with pytest.raises(ValueError, match="latent_dim must be a whole number of at least 1, got 0"):
         LinearAutoencoder(0)
     with pytest.raises(ValueError, match="30×30"):
-        Autoencoder(size=30)
+        AutoencoderConfig(size=30)
     for model in (build(3, width=1), LinearAutoencoder(3)):
         with pytest.raises(ValueError, match=r"\(1, 28, 28\), got \(1, 27, 28\)"):
             model.encode(digits[:2, :, 1:])
-        with pytest.raises(ValueError, match="codes of 3 numbers, got 4"):
+        with pytest.raises(ValueError, match=r"codes of 3 numbers, .* got the shape \(1, 4\)"):
             model.decode(torch.zeros(1, 4))
 
 
@@ -263,7 +262,7 @@ def test_mixture_density_is_that_of_sklearn():
 def test_each_iteration_gains_likelihood():
     z = clusters(seed=3)
     scores = [
-        float(fit_mixture(z, 5, seeded(1), iterations=i, tolerance=-math.inf).log_prob(z).mean())
+        float(fit_mixture(z, 5, seeded(1), iterations=i, tolerance=0).log_prob(z).mean())
         for i in range(1, 12)
     ]
     assert all(after >= before - 1e-9 for before, after in pairwise(scores))

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from companion.masked_autoencoder import (
     MaskedAutoencoder,
+    MaskedAutoencoderConfig,
     gather,
     hidden_count,
     patchify,
@@ -31,7 +32,7 @@ def small(**changes):
         "heads": 2,
     }
     with initialisation(0):
-        return MaskedAutoencoder(**(sizes | changes)).eval()
+        return MaskedAutoencoder(MaskedAutoencoderConfig(**sizes | changes)).eval()
 
 
 def images(n=3, channels=1, size=16, seed=1):
@@ -138,14 +139,14 @@ def test_the_loss_counts_hidden_patches_only():
 
 
 def test_with_nothing_hidden_the_loss_counts_all_patches():
-    model, x = small(share=0.0), images()
+    model, x = small(mask_ratio=0.0), images()
     with torch.no_grad():
         error = model(x, model.masking(3, seeded())) - patchify(x, 4)
         torch.testing.assert_close(model.loss(x, seeded())["loss"], error.square().mean())
 
 
 def test_reconstructions_keep_the_visible_patches():
-    for model in (small(), small(normalise=True)):
+    for model in (small(), small(normalise_targets=True)):
         x = images()
         masking = model.masking(3, seeded())
         kept, truth = patchify(model.reconstruct(x, masking), 4), patchify(x, 4)
@@ -154,7 +155,7 @@ def test_reconstructions_keep_the_visible_patches():
 
 
 def test_normalised_targets_have_mean_0_and_variance_1():
-    targets = small(normalise=True).targets(images())
+    targets = small(normalise_targets=True).targets(images())
     torch.testing.assert_close(targets.mean(-1), torch.zeros(3, 16), atol=1e-5, rtol=0)
     torch.testing.assert_close(targets.var(-1), torch.ones(3, 16), atol=1e-3, rtol=0)
 
@@ -190,7 +191,7 @@ def test_gather_picks_each_images_own_tokens():
 
 
 def test_it_overfits_one_batch():
-    model = small(share=0.5).train()
+    model = small(mask_ratio=0.5).train()
     x = images(2)
     optimiser = torch.optim.AdamW(model.parameters(), 3e-3)
     losses = []
@@ -211,7 +212,7 @@ def test_mixed_precision_gives_a_float32_loss():
 
 
 def test_mistakes_are_named():
-    with pytest.raises(ValueError, match="patches of 5 pixels do not tile images of 16"):
+    with pytest.raises(ValueError, match="patch is 5 and size 16: such patches do not tile"):
         small(patch=5)
-    with pytest.raises(ValueError, match=r"share is 1\.0"):
-        small(share=1.0)
+    with pytest.raises(ValueError, match=r"mask_ratio must be .* below 1, got 1\.0"):
+        small(mask_ratio=1.0)

@@ -9,7 +9,7 @@ from companion.data import load
 from companion.distributions import kl_diagonal
 from companion.gan import LOSSES
 from companion.randomness import normal
-from companion.vae_gan import VAEGAN
+from companion.vae_gan import VAEGAN, VAEGANConfig
 
 
 def seeded(seed=0):
@@ -18,8 +18,17 @@ def seeded(seed=0):
 
 def small(**options):
     torch.manual_seed(0)
-    sizes = {"latent": 3, "encoder_width": 4, "decoder_width": 4, "discriminator_width": 4}
-    return VAEGAN(**sizes | options)
+    plain = {
+        "latent_dim": 3,
+        "encoder_width": 4,
+        "decoder_width": 4,
+        "discriminator_width": 4,
+        "layer": -1,
+        "observation_precision": 1.0,
+        "gamma": 1.0,
+        "loss": "non-saturating",
+    }
+    return VAEGAN(VAEGANConfig(**plain | options))
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +78,9 @@ def test_the_encoder_is_not_asked_to_fool(digits):
     values = network.encoder_loss(digits, seeded(1))
     mu, log_var = network.encode(digits)
     again = network.decode(mu + (0.5 * log_var).exp() * normal((8, 3), seeded(1)))
-    expected = kl_diagonal(mu, log_var).sum(1).mean() + network.likeness(digits, again).mean()
+    expected = (
+        kl_diagonal(mu, log_var).sum(1).mean() + network.reconstruction_loss(digits, again).mean()
+    )
     torch.testing.assert_close(values["loss"], expected)
 
 
@@ -80,33 +91,33 @@ def test_the_decoder_s_sum(digits):
     again = network.decode(mu + (0.5 * log_var).exp() * normal((8, 3), source))
     drawn = network.decode(normal((8, 3), source))
     logits = network.discriminator(torch.cat([again, drawn]))
-    expected = 0.3 * network.likeness(digits, again).mean() + 2 * LOSSES[
+    expected = 0.3 * network.reconstruction_loss(digits, again).mean() + 2 * LOSSES[
         "non-saturating"
     ].generator(logits)
     torch.testing.assert_close(network.decoder_loss(digits, seeded(1))["loss"], expected)
 
 
 @pytest.mark.parametrize("layer", [0, 1, -1])
-def test_likeness_is_half_the_squared_distance_of_features(layer, digits):
-    network = small(layer=layer, precision=3.0).eval()
+def test_the_reconstruction_loss_is_half_the_squared_distance_of_features(layer, digits):
+    network = small(layer=layer, observation_precision=3.0).eval()
     other = digits.flip(0)
     a, b = (network.discriminator.features(x)[layer] for x in (digits, other))
     torch.testing.assert_close(
-        network.likeness(digits, other), 1.5 * (a - b).square().sum(dim=(1, 2, 3))
+        network.reconstruction_loss(digits, other), 1.5 * (a - b).square().sum(dim=(1, 2, 3))
     )
-    assert float(network.likeness(digits, digits).detach().abs().max()) == 0
+    assert float(network.reconstruction_loss(digits, digits).detach().abs().max()) == 0
 
 
 def test_features_of_the_truth_are_a_fixed_target(digits):
     network = small()
     fixed = digits.clone().requires_grad_()
-    network.likeness(fixed, digits.flip(0)).sum().backward()
+    network.reconstruction_loss(fixed, digits.flip(0)).sum().backward()
     assert fixed.grad is None or float(fixed.grad.abs().max()) == 0
 
 
 def test_with_pixels_and_no_judge_it_is_a_vae(digits):
     """The sum of encoder and decoder losses' parts is the Gaussian ELBO up to its constant."""
-    network = small(features=False, adversarial=0, precision=4.0).eval()
+    network = small(features=False, adversarial=0, observation_precision=4.0).eval()
     values = network.encoder_loss(digits, seeded(1))
     mu, log_var = network.encode(digits)
     again = network.decode(mu + (0.5 * log_var).exp() * normal((8, 3), seeded(1)))
@@ -132,42 +143,10 @@ def test_codes_and_samples(digits):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"layer": 3}, r"layer must lie in -3…2, got 3"),
-        ({"gamma": -1}, "must not be negative"),
-        ({"loss": "mse"}, "unknown loss 'mse'"),
+        ({"layer": 3}, "layer must be a whole number from -3 to 2, got 3"),
+        ({"gamma": -1}, "gamma must be a finite number of at least 0, got -1"),
     ],
 )
 def test_what_cannot_work_is_said(options, message):
     with pytest.raises(ValueError, match=message):
         small(**options)
-
-
-@pytest.mark.parametrize(
-    ("options", "phases"),
-    [
-        ({}, {"discriminator", "encoder", "decoder"}),
-        ({"adversarial": 0.0}, {"discriminator", "encoder", "decoder"}),
-        ({"features": False}, {"discriminator", "encoder", "decoder"}),
-        ({"features": False, "adversarial": 0.0}, {"encoder", "decoder"}),
-    ],
-)
-def test_the_recipe_trains_whom_it_needs_and_measures(options, phases):
-    from companion.evaluation import Evaluator
-    from companion.recipes import VAEGANRecipe
-    from companion.training import Trainer
-
-    widths = {"encoder_width": 4, "decoder_width": 4, "discriminator_width": 4}
-    recipe = VAEGANRecipe(data="digits", steps=2, batch_size=8, latent=3, **widths, **options)
-    data = recipe.training_data()[:32]
-    trainer = Trainer(recipe.objective(data), data, recipe)
-    before = {k: v.clone() for k, v in trainer.objective.network.named_parameters()}
-    for progress in trainer:
-        assert {name.split("/")[0] for name in progress.values} == phases
-    moved = {
-        name.split(".")[0]
-        for name, value in trainer.objective.network.named_parameters()
-        if not torch.equal(value, before[name])
-    }
-    assert moved == phases
-    metrics = recipe.evaluate(trainer.network.eval(), Evaluator(samples=20))
-    assert {"FID", "digits/test reconstruction MSE", "sharpness, share of real"} <= set(metrics)

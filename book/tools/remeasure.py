@@ -36,7 +36,9 @@ def measured(card: Card, evaluator: Evaluator, root: Path | None) -> Card:
     if recipe.data in DATASETS:
         recipe = recipe.replace(image_size=None, channels=None)  # which are for images of one's own
     if recipe.data == "mnist":
-        load("mnist", "test", root=root, download=False)  # else the card would lose what it says of them
+        load(
+            "mnist", "test", root=root, download=False
+        )  # else the card would lose what it says of them
     splits = Splits(recipe, root)
     network = load_checkpoint(card.name)
     found = recipe.evaluate(network, evaluator, splits)
@@ -72,7 +74,9 @@ def main() -> None:
         save_card(card, SHIPPED)
         print(f"{name}: {len(card.measurements)} numbers in {time.perf_counter() - begun:.0f} s")
         for m in card.measurements:
-            print(f"  {m.label}: {m.value:.5g}" + ("" if m.spread is None else f" ± {m.spread:.2g}"))
+            print(
+                f"  {m.label}: {m.value:.5g}" + ("" if m.spread is None else f" ± {m.spread:.2g}")
+            )
 
 
 if __name__ == "__main__":

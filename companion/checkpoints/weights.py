@@ -21,7 +21,7 @@ from safetensors.torch import save as serialise
 from torch import Tensor, nn
 
 from companion.checkpoints.card import Card, CheckpointError, read_card, save_card, weights_path
-from companion.devices import usable_device
+from companion.devices import check_device
 from companion.files import write_atomically
 
 State = dict[str, Tensor]
@@ -292,7 +292,7 @@ def load_checkpoint(name: str | os.PathLike[str], device: str | torch.device = "
         CheckpointError: if a file is foreign, a pickle, damaged or altered, if the card is missing or wrong, or if the
             weights do not fit the network.
     """
-    device = usable_device(device)
+    device = check_device(device)
     path = weights_path(name)
     card = read_card(path.with_suffix(".json"))
     model = _build(card, read_weights(path, card.sha256))

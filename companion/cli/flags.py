@@ -54,7 +54,9 @@ def described(kind: type) -> dict[str, str]:
     """Returns what the docstrings of a class and its bases say of each attribute, or of each argument."""
     found: dict[str, str] = {}
     for base in reversed(kind.__mro__):
-        part = re.search(r"^ *(?:Attributes|Args):\n(.*?)(?:\n\s*\n|\Z)", base.__doc__ or "", re.M | re.S)
+        part = re.search(
+            r"^ *(?:Attributes|Args):\n(.*?)(?:\n\s*\n|\Z)", base.__doc__ or "", re.M | re.S
+        )
         text = part[1] if part else ""
         for name, words in re.findall(r"^    {1,2}? *(\w+): (.*(?:\n {7,}.*)*)", text, re.M):
             found[name] = " ".join(words.split())

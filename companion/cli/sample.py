@@ -94,9 +94,7 @@ def _require_room(card: "Card", asked: SampleOptions, out: Path) -> None:
             )
         return
     if ending not in PICTURES:
-        raise UsageError(
-            f"--out must end in {', '.join(PICTURES)} or .npy, got {str(out)!r}."
-        )
+        raise UsageError(f"--out must end in {', '.join(PICTURES)} or .npy, got {str(out)!r}.")
     across = min(asked.n, asked.columns) * (side + 2) + 2
     down = math.ceil(asked.n / asked.columns) * (side + 2) + 2
     longest = PICTURES[ending][1]

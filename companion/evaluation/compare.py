@@ -11,7 +11,7 @@ from torch import Tensor
 from companion.checkpoints import checkpoint_names, load_card, load_checkpoint
 from companion.data import DATASETS, SPLITS, ImageDataset, folder, load, to_uint8
 from companion.errors import unknown_name
-from companion.evaluation.evaluator import Evaluator
+from companion.evaluation.evaluator import Evaluator, seen_by
 from companion.measurement import Measurement
 from companion.metrics.compare import compare
 from companion.metrics.extractors import Extractor
@@ -114,7 +114,10 @@ def compare_sides(
     a, b = (_images(s, evaluator, count, most) for s in (real, fake))
     shapes = [tuple(d.images.shape[1:]) for d in (a, b)]
     if shapes[0] != shapes[1]:
-        found = [f"{s.text!r} are {'×'.join(map(str, shape))}" for s, shape in zip((real, fake), shapes, strict=True)]
+        found = [
+            f"{s.text!r} are {'×'.join(map(str, shape))}"
+            for s, shape in zip((real, fake), shapes, strict=True)
+        ]
         channels, rows, _ = shapes[0]
         raise ValueError(
             f"the images of {found[0]}, those of {found[1]} (channels, rows, columns). Folders and zips are made alike by "
@@ -154,13 +157,15 @@ def _images(one: Side, evaluator: Evaluator, count: int, most: int | None) -> Im
             f"{one.text!r} (a network of the class {kind}) cannot draw images to compare; choose one that can."
         )
     drawn = evaluator.draw(network.sample, count, to_uint8)
+    # Nobody labels what is drawn; but a network of digits draws digits, which the digit classifier can judge.
+    digits = card.data.get("name") in ("digits", "mnist") and drawn.shape[1:] == (1, 28, 28)
     return ImageDataset(
         images=drawn,
         labels=torch.zeros(len(drawn), dtype=torch.int64),
-        classes=("drawn",),
+        classes=tuple("0123456789") if digits else ("drawn",),
         name=card.name,
         split="samples",
-        kind="digits" if card.data.get("name") in ("digits", "mnist") else "images",
+        kind="digits" if digits else "images",
     )
 
 
@@ -168,12 +173,5 @@ def _features(
     evaluator: Evaluator, extractor: Extractor, images: ImageDataset, what: str
 ) -> tuple[Tensor, Tensor | None]:
     """Returns the features of images and, where the extractor has classes, their probabilities."""
-
-    def rows(x: Tensor, _: object) -> dict[str, Tensor]:
-        found = {"features": extractor.features(x)}
-        if extractor.probabilities is not None:
-            found["probabilities"] = extractor.probabilities(x)
-        return found
-
-    found = evaluator.each(rows, images, what)
+    found = evaluator.each(lambda x, _: seen_by(extractor, x), images, what)
     return found["features"], found.get("probabilities")

@@ -5,8 +5,7 @@ the numbers that come out depend neither on the batch size nor on how many proce
 of sums: batches are dealt out to the processes in turn, results come together in their order and are only then averaged.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Protocol, TypeVar
+from collections.abc import Callable, Iterator
 
 import torch
 from jaxtyping import Int64
@@ -32,16 +31,9 @@ from companion.metrics.extractors import Extractor, default_extractor
 from companion.randomness import PerImage, derive
 
 # What a measure returns: a row, or a number, for each image; or several such, by name.
-Rows = Tensor | Mapping[str, Tensor]
-Result = TypeVar("Result", Tensor, dict[str, Tensor])
-
-
-class Sample(Protocol):
-    """Draws images in [−1, 1], given how many and where their random numbers come from."""
-
-    def __call__(self, n: int, source: PerImage, /) -> Tensor: ...
-
-
+Rows = Tensor | dict[str, Tensor]
+# Draws images in [−1, 1], given how many and where their random numbers come from.
+Sample = Callable[[int, PerImage], Tensor]
 # Takes images in [−1, 1], their random numbers and, where `labelled` is set, their labels.
 Measure = Callable[..., Rows]
 
@@ -131,12 +123,12 @@ class Evaluator:
     @torch.no_grad()
     def each(
         self,
-        measure: Callable[..., Result],
+        measure: Measure,
         dataset: ImageDataset,
         name: str = "each",
         *,
         labelled: bool = False,
-    ) -> Result:
+    ) -> Rows:
         """Returns `measure` of every image of a dataset, in order, on the CPU.
 
         Args:
@@ -168,8 +160,8 @@ class Evaluator:
         self,
         sample: Sample,
         count: int | None = None,
-        measure: Callable[[Tensor], Result] | None = None,
-    ) -> Result:
+        measure: Callable[[Tensor], Rows] | None = None,
+    ) -> Rows:
         """Draws images, and returns them or what is measured of each, in order, on the CPU.
 
         They are those of `network.sample(count, seed=…)` with this evaluator's seed, whatever the batch size.
@@ -227,11 +219,7 @@ class Evaluator:
 
         def rows(x: Tensor) -> dict[str, Tensor]:
             found = {"sharpness": sharpness(x)}
-            if extractor is not None:
-                found["features"] = extractor.features(x)
-                if extractor.probabilities is not None:
-                    found["probabilities"] = extractor.probabilities(x)
-            return found
+            return found if extractor is None else found | seen_by(extractor, x)
 
         real = self.each(lambda x, _: rows(x), reference, "reference")
         fake = self.draw(sample, measure=rows)
@@ -362,9 +350,16 @@ class Evaluator:
         ]
 
 
+def seen_by(extractor: Extractor, images: Tensor) -> dict[str, Tensor]:
+    """Returns what an extractor makes of images: their features and, where it has classes, their probabilities."""
+    features, probabilities = extractor.both(images)
+    found = {"features": features}
+    return found if probabilities is None else found | {"probabilities": probabilities}
+
+
 def _names(rows: Rows) -> list[str] | None:
     """Returns the names of a measure's results; None where there is one without a name."""
-    return list(rows) if isinstance(rows, Mapping) else None
+    return list(rows) if isinstance(rows, dict) else None
 
 
 def _place(dataset: ImageDataset) -> str:

@@ -6,12 +6,13 @@ from typing import ClassVar
 
 from torch import nn
 
+from companion import checks
 from companion.autoencoder import Autoencoder, AutoencoderConfig, fit_mixture
 from companion.autoencoder import sample as sample_codes
 from companion.evaluation import Evaluator
 from companion.measurement import Measurement
 from companion.randomness import derive
-from companion.recipes.base import Recipe, Splits, probe, require_values
+from companion.recipes.base import Recipe, Splits, probe
 from companion.training import Objective, single_objective
 
 # Codes of so many training images show their density.
@@ -38,12 +39,10 @@ class AutoencoderRecipe(Recipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_values(self, ["parts"], 1, 1000)
+        checks.whole(1, 1000, parts=self.parts)
 
     def losses(self, network: nn.Module, parents: Mapping[str, nn.Module]) -> Objective:
-        return single_objective(
-            network, lambda batch, source: network.loss(batch.images, source)
-        )
+        return single_objective(network, lambda batch, source: network.loss(batch.images, source))
 
     def check(self, splits: Splits, evaluator: Evaluator) -> None:
         super().check(splits, evaluator)

@@ -1,7 +1,6 @@
 """What every recipe has: the settings of a training, its data, a network's config, and what to measure."""
 
 import dataclasses
-import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +13,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
+from companion import checks
 from companion.data import DATASETS, DataError, ImageDataset, folder, load
 from companion.data.digits import is_held_out
 from companion.data.downloads import SOURCES
@@ -69,10 +69,7 @@ class Recipe(TrainingSettings, ABC):
             raise TypeError(
                 f"network must be a {self.model.Config.__name__}, got {type(self.network).__name__}."
             )
-        if not 0 <= self.validation < 1:
-            raise ValueError(
-                f"validation must be a share of the images, in [0, 1), got {self.validation}."
-            )
+        checks.number(0, 1, validation=self.validation)
         if self.validation and self.test_data is not None:
             raise ValueError(
                 "validation and test_data both say what to measure on; give one of them."
@@ -81,8 +78,8 @@ class Recipe(TrainingSettings, ABC):
             raise ValueError(
                 f"validation is for images of your own; {self.data!r} has a test split. Leave it out."
             )
-        if self.image_size is not None and not 1 <= self.image_size <= 4096:
-            raise ValueError(f"image_size must lie in 1…4096, got {self.image_size}.")
+        if self.image_size is not None:
+            checks.whole(1, 4096, image_size=self.image_size)
 
     # --- Settings ---------------------------------------------------------------------------------------------
 
@@ -238,9 +235,7 @@ class Splits:
         everything = self._load(self.recipe.data, "train")
         if not self.recipe.validation:
             return everything, None
-        train, kept = everything.split_off(self.recipe.validation, self.recipe.seed)
-        named = (dataclasses.replace(d, split=s) for d, s in ((train, "train"), (kept, "validation")))
-        return tuple(named)
+        return everything.split_off(self.recipe.validation, self.recipe.seed)
 
     @cached_property
     def train(self) -> ImageDataset:
@@ -335,9 +330,7 @@ def _with(config: Any, settings: Mapping[str, Any]) -> Any:
 
 def network_settings(config: Any) -> dict[str, Any]:
     """Returns what a network's config says, without what the data say."""
-    return {
-        f.name: getattr(config, f.name) for f in fields(config) if f.name not in FROM_DATA
-    }
+    return {f.name: getattr(config, f.name) for f in fields(config) if f.name not in FROM_DATA}
 
 
 def probe(
@@ -389,15 +382,6 @@ def shape_of(dataset: ImageDataset) -> str:
     _, channels, rows, columns = dataset.images.shape
     kind = {1: "grey", 3: "colour"}.get(channels, f"{channels}-channel")
     return f"{kind} {rows}×{columns}"
-
-
-def require_values(recipe: Recipe, names: Sequence[str], low: float, high: float) -> None:
-    """Raises `ValueError` unless settings lie between two bounds, which are allowed."""
-    for name in names:
-        value = getattr(recipe, name)
-        if value is not None and not low <= value <= high:
-            at_most = "" if math.isinf(high) else f" and at most {high:,}"
-            raise ValueError(f"{name} must be at least {low:,}{at_most}, got {value}.")
 
 
 def memory_of(device: torch.device) -> int:

@@ -6,13 +6,14 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
+from companion import checks
 from companion.data import ImageDataset
 from companion.data.batch import Batch
 from companion.evaluation import Evaluator
 from companion.gan import GAN, GANConfig
 from companion.measurement import Measurement
 from companion.randomness import Source
-from companion.recipes.base import Recipe, Splits, require_values
+from companion.recipes.base import Recipe, Splits
 from companion.training import Objective, Phase
 
 
@@ -43,9 +44,9 @@ class GANRecipe(Recipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_values(self, ["generator_every"], 1, 1000)
-        if self.generator_rate is not None and not 0 < self.generator_rate < float("inf"):
-            raise ValueError(f"generator_rate must be positive, or None, got {self.generator_rate}.")
+        checks.whole(1, 1000, generator_every=self.generator_every)
+        if self.generator_rate is not None:
+            checks.number(above=0, generator_rate=self.generator_rate)
         if self.compile and (self.network.gradient_penalty or self.network.r1):
             raise ValueError(
                 "a penalty on the discriminator's slope needs second derivatives, which torch.compile does not have; "

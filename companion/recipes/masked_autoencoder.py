@@ -30,9 +30,7 @@ class MaskedAutoencoderRecipe(Recipe):
     network: MaskedAutoencoderConfig = MaskedAutoencoderConfig()
 
     def losses(self, network: nn.Module, parents: Mapping[str, nn.Module]) -> Objective:
-        return single_objective(
-            network, lambda batch, source: network.loss(batch.images, source)
-        )
+        return single_objective(network, lambda batch, source: network.loss(batch.images, source))
 
     def evaluate(
         self, network: nn.Module, evaluator: Evaluator, splits: Splits

@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
+from companion import checks
 from companion.data import ImageDataset
 from companion.data.batch import Batch
 from companion.distributions import BYTE, bits_per_dimension
@@ -13,7 +14,7 @@ from companion.evaluation import Evaluator
 from companion.evaluation.evaluator import about_data
 from companion.measurement import Measurement
 from companion.randomness import Source
-from companion.recipes.base import Recipe, Splits, require_values
+from companion.recipes.base import Recipe, Splits
 from companion.training import Objective, single_objective
 from companion.vae import VAE, VAEConfig
 
@@ -41,7 +42,7 @@ class VAERecipe(Recipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_values(self, ["iwae"], 0, 100_000)
+        checks.whole(0, 100_000, iwae=self.iwae)
 
     def classes(self, dataset: ImageDataset) -> int:
         """Returns the number of the data's classes, for a conditional network."""
@@ -101,8 +102,6 @@ class VAERecipe(Recipe):
         if self.network.likelihood == "gaussian":
             bits = bits_per_dimension(values["−ELBO"], test.images[0].numel(), unit=BYTE)
             found.append(
-                Measurement(
-                    name="bits/dim", value=bits, unit="bits/dim", better="lower", **about
-                )
+                Measurement(name="bits/dim", value=bits, unit="bits/dim", better="lower", **about)
             )
         return found

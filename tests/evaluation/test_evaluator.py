@@ -14,6 +14,7 @@ from companion.data import ImageDataset, load
 from companion.evaluation import Evaluator, labelled
 from companion.measurement import find
 from companion.metrics import fid, inception_score, kid, precision_recall, psnr, sharpness
+from companion.metrics.extractors import Extractor
 from companion.metrics.features import digit_features, digit_probabilities
 from companion.randomness import PerImage, derive, normal
 
@@ -30,7 +31,9 @@ def things() -> ImageDataset:
         0, 256, (20, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
     )
     labels = torch.zeros(20, dtype=torch.int64)
-    return ImageDataset(images=pixels, labels=labels, classes=("thing",), name="things", split="all")
+    return ImageDataset(
+        images=pixels, labels=labels, classes=("thing",), name="things", split="all"
+    )
 
 
 class Partner:
@@ -102,7 +105,10 @@ def test_the_batch_size_changes_no_image(batch_size):
 @pytest.mark.parametrize("batch_size", [1, 7, 64])
 def test_the_batch_size_changes_no_measure(batch_size, held_out):
     def draw(x, source):
-        return {"a": x.mean(dim=(1, 2, 3)) * normal((len(x),), source), "b": normal((len(x), 2), source)}
+        return {
+            "a": x.mean(dim=(1, 2, 3)) * normal((len(x),), source),
+            "b": normal((len(x), 2), source),
+        }
 
     few = held_out[:30]
     found = Evaluator(batch_size=batch_size).each(draw, few, "name")
@@ -126,7 +132,11 @@ def test_measures_of_each_image_stay_in_order(held_out):
 @pytest.mark.parametrize("processes", [2, 3, 6])
 def test_measures_with_names_come_together(processes, held_out):
     def several(x, source):
-        return {"mean": x.mean(dim=(1, 2, 3)), "corner": x[:, 0, :2, 0], "noise": normal((len(x),), source)}
+        return {
+            "mean": x.mean(dim=(1, 2, 3)),
+            "corner": x[:, 0, :2, 0],
+            "noise": normal((len(x),), source),
+        }
 
     few = held_out[:23]
     alone = Evaluator(batch_size=5).each(several, few)
@@ -203,7 +213,9 @@ def test_sample_quality_is_that_of_the_metrics(held_out):
         return x[sample.position - n : sample.position]
 
     sample.position = 0
-    found = Evaluator(samples=120, batch_size=50, seed=4).sample_quality(sample, held_out, of="them")
+    found = Evaluator(samples=120, batch_size=50, seed=4).sample_quality(
+        sample, held_out, of="them"
+    )
     real, fake = digit_features(held_out.images), digit_features(digits.images)
     expected = precision_recall(real, fake)
     score = inception_score(digit_probabilities(digits.images))
@@ -245,17 +257,17 @@ def test_where_there_are_no_features_only_sharpness_is_measured(things):
     assert [m.name for m in found] == ["sharpness, share of real"]
 
 
-class Corners:
+def corners() -> Extractor:
     """Features of one's own: two pixels; there are no classes."""
 
-    name, probabilities = "corners", None
-
-    def features(self, x):
+    def features(x):
         return x[:, 0, :2, 0].double()
+
+    return Extractor("corners", "all images", features, None, lambda x: (features(x), None))
 
 
 def test_features_that_were_chosen_are_taken(things):
-    evaluator = Evaluator(samples=30, extractor=Corners())
+    evaluator = Evaluator(samples=30, extractor=corners())
     found = evaluator.sample_quality(lambda n, s: normal((n, 3, 8, 8), s).mul(0.1), things)
     fake = normal((30, 3, 8, 8), PerImage(0, 0, 30)).mul(0.1)[:, 0, :2, 0].double()
     real = things.floats()[:, 0, :2, 0].double()

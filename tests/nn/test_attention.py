@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from companion.nn import (
-    CausalSelfAttention,
     KeyValueCache,
+    SelfAttention,
     attend,
     attention_weights,
     causal_mask,
@@ -64,7 +64,7 @@ def test_attention_without_a_mask_does_not_see_the_order_of_the_keys(heads, size
 
 @pytest.mark.parametrize("heads", [1, 2, 4])
 def test_causal_self_attention_equals_torch(heads):
-    ours = CausalSelfAttention(16, heads).double()
+    ours = SelfAttention(16, heads, causal=True).double()
     theirs = torch.nn.MultiheadAttention(16, heads, batch_first=True).double()
     theirs.load_state_dict(
         {
@@ -82,7 +82,7 @@ def test_causal_self_attention_equals_torch(heads):
 
 
 def test_the_jacobian_is_causal():
-    layer = CausalSelfAttention(8, 2).double()
+    layer = SelfAttention(8, 2, causal=True).double()
     x = random(1, 6, 8)
     jacobian = torch.autograd.functional.jacobian(layer, x)[0, :, :, 0]  # t c t' c'
     influence = jacobian.abs().amax(dim=(1, 3))
@@ -93,7 +93,7 @@ def test_the_jacobian_is_causal():
 @settings(deadline=None, max_examples=20)
 @given(cuts=st.lists(st.integers(1, 4), min_size=1, max_size=5))
 def test_cached_pieces_equal_the_full_pass(cuts):
-    layer = CausalSelfAttention(8, 2).double()
+    layer = SelfAttention(8, 2, causal=True).double()
     x = random(2, sum(cuts), 8)
     cache = KeyValueCache(sum(cuts))
     pieces = [layer(piece, cache) for piece in x.split(cuts, dim=1)]
@@ -110,7 +110,7 @@ def test_heads_split_and_merge():
 
 
 def test_dropout_only_in_training():
-    layer = CausalSelfAttention(8, 2, dropout=0.5).double()
+    layer = SelfAttention(8, 2, dropout=0.5, causal=True).double()
     x = random(1, 5, 8)
     assert not torch.equal(layer(x), layer(x))
     layer.eval()
@@ -120,8 +120,8 @@ def test_dropout_only_in_training():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: CausalSelfAttention(10, 4), "width 10 cannot be cut into 4"),
-        (lambda: CausalSelfAttention(10, 0), "heads of at least 1"),
+        (lambda: SelfAttention(10, 4), "width 10 cannot be cut into 4"),
+        (lambda: SelfAttention(10, 0), "heads of at least 1"),
         (lambda: KeyValueCache(0), "capacity of at least 1 position, not 0"),
         (lambda: causal_mask(3, 2), "3 queries cannot be the last positions of 2 keys"),
     ],

@@ -76,6 +76,23 @@ def test_two_uses_in_one_step_have_their_gradients():
     assert torch.isfinite(layer.parametrizations.weight.original.grad).all()
 
 
+@pytest.mark.parametrize("layer", LAYERS)
+def test_a_weight_of_zeros_stays_zero_and_can_be_trained(layer):
+    layer = layer()
+    nn.init.zeros_(layer.weight)
+    spectral_norm(layer)
+    for _ in range(3):
+        assert torch.equal(layer.weight, torch.zeros_like(layer.weight))
+    layer.weight.sum().backward()
+    gradient = layer.parametrizations.weight.original.grad
+    assert torch.equal(gradient, torch.ones_like(gradient))
+    with torch.no_grad():
+        layer.parametrizations.weight.original.sub_(torch.randn_like(gradient))
+    for _ in range(300):
+        weight = layer.weight
+    assert largest(weight) == pytest.approx(1.0, abs=1e-9)
+
+
 def test_a_copy_is_independent():
     layer = spectral_norm(seeded(nn.Linear, in_features=4, out_features=3))
     twin = copy.deepcopy(layer).eval()

@@ -175,7 +175,7 @@ def test_tied_weights_are_one_tensor_and_the_generator_fixes_them_all():
     pairs = zip(net.parameters(), again.parameters(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
     assert not torch.equal(net.head.weight, other.head.weight)
-    free = CausalTransformer(TransformerConfig(11, 8, 16, 2, 2, tie_weights=False))
+    free = CausalTransformer(TransformerConfig(11, 8, width=16, heads=2, tie_weights=False))
     count = [sum(p.numel() for p in m.parameters()) for m in (free, net)]
     assert count[0] - count[1] == 11 * 16
 
@@ -211,12 +211,12 @@ def test_bfloat16_weights_agree_with_float32(device):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"vocabulary": 0}, "vocabulary is 0: choose at least 1"),
-        ({"layers": -1}, "layers is -1"),
+        ({"vocabulary": 0}, "vocabulary must be a whole number of at least 1, got 0"),
+        ({"layers": -1}, "layers must be a whole number from 1 to 1,000, got -1"),
         ({"width": 10, "heads": 4}, "width 10 is not a multiple of heads 4: choose width 12"),
-        ({"dropout": 1.0}, r"dropout is 1.0: choose a share in \[0, 1\)"),
-        ({"dropout": math.nan}, "dropout is nan"),
-        ({"init_std": 0.0}, "init_std is 0.0: choose a positive number"),
+        ({"dropout": 1.0}, "dropout must be a finite number of at least 0 and below 1, got 1.0"),
+        ({"dropout": math.nan}, "dropout must be a finite number .* got nan"),
+        ({"init_std": 0.0}, "init_std must be a finite number above 0, got 0.0"),
     ],
 )
 def test_bad_sizes_are_named(change, message):
@@ -241,6 +241,15 @@ def test_bad_sizes_are_named(change, message):
 def test_bad_input_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call(model())
+
+
+@pytest.mark.parametrize(("held", "given_"), [(3, 1), (1, 3), (2, 3)])
+def test_a_cache_of_another_batch_is_refused(held, given_):
+    net = model()
+    caches = net.new_caches()
+    net(tokens(held, 4), caches)
+    with pytest.raises(ValueError, match=rf"holds {held} sequence\(s\) .* got {given_} in"):
+        net(tokens(given_, 1), caches)
 
 
 def test_a_full_cache_is_refused_by_the_context():

@@ -164,7 +164,9 @@ def masked_errors(r, net, x, s) -> Tensor:
         for place in hidden.tolist():
             row, column = divmod(place, side)
             patch = image[:, row * c.patch : (row + 1) * c.patch]
-            patch = patch[:, :, column * c.patch : (column + 1) * c.patch].permute(1, 2, 0).flatten()
+            patch = (
+                patch[:, :, column * c.patch : (column + 1) * c.patch].permute(1, 2, 0).flatten()
+            )
             if c.normalise_targets:
                 patch = (patch - patch.mean()) / (patch.var() + 1e-6).sqrt()
             total = total + mse(guess[place], patch)
@@ -195,7 +197,9 @@ def log_p(r, net, x, z, *given) -> Tensor:
     if r.network.likelihood == "bernoulli":
         pixels = -F.binary_cross_entropy_with_logits(raw, (x + 1) / 2, reduction="none")
     else:
-        pixels = -0.5 * ((x - raw) ** 2 / net.log_var_x.exp() + net.log_var_x + math.log(2 * math.pi))
+        pixels = -0.5 * (
+            (x - raw) ** 2 / net.log_var_x.exp() + net.log_var_x + math.log(2 * math.pi)
+        )
     return pixels.flatten(1).sum(dim=1)
 
 
@@ -499,7 +503,9 @@ def image_to_image_measures(r, net, few):
     each = ((answer - wanted) ** 2).mean(dim=(1, 2, 3))
     return {
         ("reconstruction PSNR", r.task): float((10 * torch.log10(4 / each)).mean()),
-        ("sharpness, share of real", r.task): float(sharpness(answer).mean() / sharpness(wanted).mean()),
+        ("sharpness, share of real", r.task): float(
+            sharpness(answer).mean() / sharpness(wanted).mean()
+        ),
         ("FID", r.task): fid(digit_features(wanted), digit_features(answer)),
     }
 

@@ -47,7 +47,9 @@ def test_it_behaves_as_a_mapping():
 
 
 def test_an_unknown_name_is_answered_with_the_nearest():
-    with pytest.raises(ValueError, match=r"unknown recipe 'gam'. Did you mean 'gan'\?.*See the list"):
+    with pytest.raises(
+        ValueError, match=r"unknown recipe 'gam'. Did you mean 'gan'\?.*See the list"
+    ):
         RECIPES.find("gam", "See the list.")
     assert RECIPES.find("gan") is RECIPES["gan"]
 
