@@ -10,6 +10,7 @@
 """
 
 from companion.data import toy
+from companion.data.batch import Batch
 from companion.data.catalogue import DATASETS, SPLITS, load
 from companion.data.digits import is_held_out
 from companion.data.downloads import CorruptFileError, DataError, DownloadError
@@ -21,6 +22,7 @@ from companion.data.text import Document, standard_library_text
 __all__ = [
     "DATASETS",
     "SPLITS",
+    "Batch",
     "CorruptFileError",
     "DataError",
     "Document",

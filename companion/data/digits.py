@@ -69,6 +69,7 @@ def load_digits(split: str) -> ImageDataset:
         classes=CLASSES,
         name="digits",
         split=split,
+        kind="digits",
     )
 
 

@@ -26,6 +26,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -84,12 +85,13 @@ class Resource:
 
 @dataclass(frozen=True)
 class Source:
-    """A dataset to fetch: the resources of each split, its classes, and how bytes become images."""
+    """A dataset to fetch: the resources of each split, its classes, how bytes become images, and their kind."""
 
     splits: dict[str, tuple[Resource, ...]]
     classes: tuple[str, ...]
     parse: Callable[[Sequence[bytes]], tuple[np.ndarray, np.ndarray]]
     contents: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    kind: Literal["digits", "images"] = "images"
 
 
 # --- What is published ------------------------------------------------------------------------------------
@@ -231,6 +233,7 @@ SOURCES = {
         splits={"train": _MNIST[:2], "test": _MNIST[2:]},
         classes=tuple("0123456789"),
         parse=_parse_idx_pair,
+        kind="digits",
     ),
     "fashion_mnist": Source(
         splits={"train": _FASHION_MNIST[:2], "test": _FASHION_MNIST[2:]},
@@ -285,6 +288,7 @@ def load_download(
         classes=source.classes,
         name=name,
         split=split,
+        kind=source.kind,
     )
 
 

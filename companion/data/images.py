@@ -9,15 +9,23 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Int64, UInt8
+import torch.utils.data
+from jaxtyping import Bool, Float, Float32, Int64, UInt8
 from torch import Tensor
 
+from companion.data.batch import Batch
+
+# What chooses images: a number, a slice, numbers, or a mask.
+Selection = int | slice | Sequence[int] | np.ndarray | Tensor
 # A sampler may overshoot [-1, 1] a little and is then clamped. Values beyond this cannot be an overshoot: they
 # are bytes in [0, 255], standardised pixels, or a sampler that has diverged.
 FAR_OUT_OF_RANGE = 3.0
+# Channels, rows and columns of a handwritten digit.
+DIGIT = (1, 28, 28)
 
 
 def to_float(images: UInt8[Tensor, "*shape"]) -> Float32[Tensor, "*shape"]:
@@ -71,11 +79,14 @@ class ImageDataset:
         classes: the classes' names.
         name: the dataset's name, such as "digits".
         split: which part of it this is, such as "train".
+        kind: "digits" if these are the handwritten digits 0…9, grey and 28×28, so that the digit classifier
+            can judge them and generated ones like them; "images" for all others. Whoever makes the data set
+            knows it; its name and shape do not tell (Fashion-MNIST has the same).
 
     Raises:
         TypeError: images are not uint8, or labels not int64, tensors.
-        ValueError: a wrong number of dimensions, as many labels as images are not given, or a label has no
-            class.
+        ValueError: a wrong number of dimensions, as many labels as images are not given, a label has no class,
+            or the kind is unknown or cannot be.
     """
 
     images: UInt8[Tensor, "n c h w"]
@@ -83,6 +94,7 @@ class ImageDataset:
     classes: tuple[str, ...]
     name: str
     split: str
+    kind: Literal["digits", "images"] = "images"
 
     def __post_init__(self) -> None:
         where = f"{self.name}/{self.split}"
@@ -111,6 +123,14 @@ class ImageDataset:
                     f"{where}: labels lie in {low}…{high}, but there are {len(self.classes)} classes; "
                     f"they must lie in 0…{len(self.classes) - 1}."
                 )
+        if self.kind not in ("digits", "images"):
+            raise ValueError(f'{where}: kind must be "digits" or "images", got {self.kind!r}.')
+        shape = tuple(self.images.shape[1:])
+        if self.kind == "digits" and (shape != DIGIT or self.classes != tuple("0123456789")):
+            raise ValueError(
+                f'{where}: the kind "digits" has images of shape {DIGIT} and the classes 0…9, got {shape} and '
+                f'{len(self.classes)} classes. Other images have the kind "images".'
+            )
 
     def __len__(self) -> int:
         return len(self.images)
@@ -119,7 +139,7 @@ class ImageDataset:
         n, c, h, w = self.images.shape
         return f"ImageDataset({self.name}/{self.split}: {n} images {c}×{h}×{w}, {len(self.classes)} classes)"
 
-    def __getitem__(self, key: int | slice | Sequence[int] | np.ndarray | Tensor) -> "ImageDataset":
+    def __getitem__(self, key: Selection) -> "ImageDataset":
         """Selects images by a number, a slice, a list or tensor of numbers, or a boolean mask.
 
         Raises:
@@ -127,9 +147,7 @@ class ImageDataset:
         """
         return self._take(self._positions(key))
 
-    def _positions(
-        self, key: int | slice | Sequence[int] | np.ndarray | Tensor
-    ) -> Int64[Tensor, " m"]:
+    def _positions(self, key: Selection) -> Int64[Tensor, " m"]:
         n = len(self)
         if isinstance(key, slice):
             return torch.arange(n)[key] if (key.step or 1) > 0 else torch.tensor(range(n)[key])
@@ -165,6 +183,70 @@ class ImageDataset:
             torch.randperm(len(self), generator=generator, device=generator.device).cpu()
         )
 
+    def batch(self, indices: Selection, device: str | torch.device | None = None) -> Batch:
+        """Returns what a loss is given: the chosen images as float32 in [-1, 1], and their labels.
+
+        Args:
+            indices: which images, as `dataset[indices]` takes them.
+            device: where the batch shall be; where the images are if not given.
+
+        Raises:
+            IndexError: a number is out of range, or a mask has another length than the dataset.
+        """
+        positions = self._positions(indices)
+        # Moved as bytes, a quarter of the floats.
+        images, labels = (
+            part[positions.to(part.device)].to(device) for part in (self.images, self.labels)
+        )
+        return Batch(images=to_float(images), labels=labels)
+
+    def as_torch(self) -> "TorchImages":
+        """Returns the same images as a `torch.utils.data.Dataset` for a `DataLoader`.
+
+        An item is an image, float32 "c h w" in [-1, 1], and its label, so that
+
+            for images, labels in DataLoader(dataset.as_torch(), batch_size=64, shuffle=True): ...
+
+        yields float32 "64 c h w" and int64 "64".
+        """
+        return TorchImages(self)
+
+    def __getitems__(self, indices: Sequence[int]) -> list[tuple[Float32[Tensor, "c h w"], int]]:
+        """What a `DataLoader` asks for: `DataLoader(dataset, batch_size=64)` does what it does `as_torch`."""
+        return self.as_torch().__getitems__(indices)
+
+    def split_off(
+        self, share: float, seed: int | np.integer
+    ) -> tuple["ImageDataset", "ImageDataset"]:
+        """Divides the images into those to train on and those to validate on, class by class.
+
+        The validation part has round(share · n) images; of each class it has its share of that, rounded up or
+        down, and it takes the last image of a class only if there is no other way. Both parts keep the order
+        of the images. They depend on the labels, the share and the seed alone.
+
+        Args:
+            share: of the images to be split off, between 0 and 1.
+            seed: which ones.
+
+        Returns:
+            Those to train on (split "train") and those split off (split "validation").
+
+        Raises:
+            ValueError: the share is not between 0 and 1, or so small or large that a part would be empty.
+        """
+        wanted = round(share * len(self)) if 0 < share < 1 else 0
+        if not 0 < wanted < len(self):
+            raise ValueError(
+                f"share must be between 0 and 1 and leave both parts at least one image, got {share} of the "
+                f"{len(self)} images of {self.name}/{self.split}."
+            )
+        chosen = _stratified(self.labels.cpu(), wanted, int(seed))
+        parts = (~chosen, "train"), (chosen, "validation")
+        train, validation = (
+            replace(self._take(torch.nonzero(mask)[:, 0]), split=split) for mask, split in parts
+        )
+        return train, validation
+
     @cached_property
     def sha256(self) -> str:
         """The hash of the content: shape, then pixels, then labels as little-endian int64, in this order."""
@@ -172,3 +254,46 @@ class ImageDataset:
         digest.update(self.images.contiguous().cpu().numpy().tobytes())
         digest.update(self.labels.contiguous().cpu().numpy().astype("<i8").tobytes())
         return digest.hexdigest()
+
+
+class TorchImages(torch.utils.data.Dataset[tuple[Tensor, int]]):
+    """The images of an `ImageDataset` one by one, as a `DataLoader` wants them (`ImageDataset.as_torch`)."""
+
+    def __init__(self, dataset: ImageDataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[Float32[Tensor, "c h w"], int]:
+        """Returns an image in [-1, 1] and its label.
+
+        Raises:
+            IndexError: there is no image of this number.
+        """
+        ((image, label),) = self.__getitems__([index])
+        return image, label
+
+    def __getitems__(self, indices: Sequence[int]) -> list[tuple[Float32[Tensor, "c h w"], int]]:
+        """Returns many at once; a `DataLoader` asks so, and it is faster than one by one."""
+        batch = self.dataset.batch(indices)
+        return list(zip(batch.images, batch.labels.tolist(), strict=True))
+
+
+def _stratified(labels: Int64[Tensor, " n"], wanted: int, seed: int) -> Bool[Tensor, " n"]:
+    """Chooses this many at random, of each class in proportion (the largest remainders are rounded up)."""
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(labels), generator=generator)
+    of_class = {int(k): order[labels[order] == k] for k in labels.unique()}
+    # Whole numbers and remainders, so that equal remainders are equal.
+    quotas = {k: divmod(wanted * len(members), len(labels)) for k, members in of_class.items()}
+    taken = {k: quota for k, (quota, _) in quotas.items()}
+    # The classes in random order, so that of equal remainders none is preferred.
+    classes = list(dict.fromkeys(labels[order].tolist()))
+    classes.sort(key=lambda k: (taken[k] + 1 >= len(of_class[k]), -quotas[k][1]))
+    for k in classes[: wanted - sum(taken.values())]:
+        taken[k] += 1
+    chosen = torch.zeros(len(labels), dtype=torch.bool)
+    for k, members in of_class.items():
+        chosen[members[: taken[k]]] = True
+    return chosen

@@ -1,14 +1,16 @@
 """Bytes and floats, and the dataset that holds images."""
 
 import inspect
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.data import ConcatDataset, DataLoader, Subset
 
-from companion.data import ImageDataset, to_float, to_uint8
+from companion.data import ImageDataset, downloads, load, to_float, to_uint8
 
 # The messages for wrong types are the library's own; in these tests jaxtyping would be the first to complain.
 to_float_unchecked = inspect.unwrap(to_float)
@@ -188,6 +190,161 @@ def test_wrong_content_is_named(change, kind, message):
     }
     with pytest.raises(kind, match=message):
         unchecked_init(object.__new__(ImageDataset), **(good | change))
+
+
+# --- Batches ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        3,
+        slice(2, 9, 3),
+        [3, -1, 3],
+        np.array([4, 2]),
+        torch.tensor([4, 2]),
+        torch.arange(12) % 2 == 0,
+    ],
+)
+def test_a_batch_has_floats_and_labels(key):
+    ds = dataset()
+    batch = ds.batch(key)
+    assert torch.equal(batch.images, to_float(ds[key].images))
+    assert torch.equal(batch.labels, ds[key].labels)
+    assert batch.captions is batch.tokens is None
+
+
+def test_a_batch_is_made_where_it_is_wanted():
+    batch = dataset().batch([1, 2], device="meta")
+    assert batch.images.device.type == batch.labels.device.type == "meta"
+    assert batch.images.shape == (2, 2, 3, 4)
+
+
+def test_a_wrong_batch_is_an_error():
+    with pytest.raises(IndexError, match="image 12 was asked for"):
+        dataset().batch([0, 12])
+
+
+# --- torch's DataLoader -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("direct", [True, False])
+def test_a_data_loader_collates_floats_and_labels(workers, direct):
+    ds = dataset(25)
+    source = ds if direct else ds.as_torch()
+    found = list(DataLoader(source, batch_size=10, num_workers=workers))
+    assert [len(images) for images, _ in found] == [10, 10, 5]
+    assert all(images.dtype == torch.float32 for images, _ in found)
+    assert torch.equal(torch.cat([images for images, _ in found]), ds.floats())
+    assert torch.equal(torch.cat([labels for _, labels in found]), ds.labels)
+
+
+def test_a_data_loader_shuffles_subsets_and_concatenations():
+    ds = dataset(20)
+    torch_ds = ds.as_torch()
+    image, label = torch_ds[7]
+    assert torch.equal(image, ds.floats()[7])
+    assert label == 7 % 3
+    both = ConcatDataset([Subset(torch_ds, range(10)), Subset(torch_ds, range(10, 20))])
+    loader = DataLoader(
+        both, batch_size=6, shuffle=True, generator=torch.Generator().manual_seed(0)
+    )
+    images, labels = (torch.cat(parts) for parts in zip(*loader, strict=True))
+    order = images.flatten(1)[:, 0].argsort()
+    assert not torch.equal(labels, ds.labels)
+    wanted = ds.floats().flatten(1)[:, 0].argsort()
+    assert torch.equal(labels[order], ds.labels[wanted])
+    with pytest.raises(IndexError):
+        torch_ds[20]
+    assert len(torch_ds) == len(list(torch_ds)) == 20
+
+
+# --- Training and validation ------------------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    st.lists(st.integers(0, 4), min_size=2, max_size=60),
+    st.floats(0.01, 0.99),
+    st.integers(0, 2**40),
+)
+def test_the_parts_are_disjoint_and_in_proportion(labels, share, seed):
+    n = len(labels)
+    images = torch.arange(n, dtype=torch.uint8).reshape(n, 1, 1, 1)
+    ds = ImageDataset(images, torch.tensor(labels), tuple("abcde"), "made-up", "all")
+    wanted = round(share * n)
+    if not 0 < wanted < n:
+        with pytest.raises(ValueError, match="leave both parts at least one image"):
+            ds.split_off(share, seed)
+        return
+    train, validation = ds.split_off(share, seed)
+    assert (train.split, validation.split) == ("train", "validation")
+    assert len(validation) == wanted
+    parts = [part.images.flatten().tolist() for part in (train, validation)]
+    assert sorted(parts[0] + parts[1]) == list(range(n))
+    assert parts == [sorted(part) for part in parts]
+    for part in (train, validation):
+        assert part.labels.tolist() == [labels[i] for i in part.images.flatten().tolist()]
+    counts = np.bincount(labels, minlength=5)
+    found = np.bincount(validation.labels.numpy(), minlength=5)
+    exact = counts * wanted / n
+    assert (found >= np.floor(exact)).all()
+    assert (found <= np.ceil(exact)).all()
+    emptied = (found == counts) & (counts > 0)
+    if emptied.any():  # then every class that could give one more has given it
+        able = (counts > 0) & (np.floor(exact) + 1 < counts)
+        assert (found == np.ceil(exact))[able & (exact % 1 > 0)].all()
+
+
+def test_the_parts_follow_the_seed():
+    images = torch.arange(100, dtype=torch.uint8).reshape(100, 1, 1, 1)
+    ds = ImageDataset(images, torch.arange(100) % 3, ("a", "b", "c"), "made-up", "all")
+    once, again, other = (ds.split_off(0.2, seed)[1] for seed in (1, np.int64(1), 2))
+    assert once.sha256 == again.sha256 != other.sha256
+    counts = torch.zeros(100)
+    for seed in range(300):
+        counts[ds.split_off(0.1, seed)[1].images.flatten().long()] += 1
+    # Each image is chosen with probability 0.1; five standard deviations of 300 draws.
+    assert (counts / 300 - 0.1).abs().max() < 5 * (0.09 / 300) ** 0.5
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0, -0.1, 1.5, float("nan"), 0.01, 0.99])
+def test_a_share_that_leaves_nothing_is_an_error(share):
+    with pytest.raises(
+        ValueError, match=r"share must be between 0 and 1.*12 images of made-up/train"
+    ):
+        dataset().split_off(share, 0)
+
+
+# --- The kind ---------------------------------------------------------------------------------------------
+
+
+def test_the_kind_is_decided_where_the_data_set_is_made():
+    assert dataset().kind == "images"
+    assert load("digits").kind == load("digits", "test")[:3].kind == "digits"
+    kinds = {name: source.kind for name, source in downloads.SOURCES.items()}
+    assert kinds == {"mnist": "digits", "fashion_mnist": "images", "cifar10": "images"}
+    assert replace(load("digits"), name="renamed").kind == "digits"
+    for part in load("digits").split_off(0.1, 0):
+        assert part.kind == "digits"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"kind": "letters"}, 'kind must be "digits" or "images"'),
+        ({"kind": "digits", "classes": tuple("abcdefghij")}, "the classes 0…9"),
+        ({"kind": "digits", "images": torch.zeros(3, 3, 28, 28, dtype=torch.uint8)}, "of shape"),
+    ],
+)
+def test_a_kind_that_cannot_be(change, message):
+    good = load("digits")[:3]
+    fields = {
+        name: getattr(good, name) for name in ("images", "labels", "classes", "name", "split")
+    }
+    with pytest.raises(ValueError, match=message):
+        unchecked_init(object.__new__(ImageDataset), **(fields | change))
 
 
 def test_it_cannot_be_changed():
