@@ -4,6 +4,7 @@ Features and probabilities come from `companion.metrics.features`; the measures 
 them and know nothing of any network.
 """
 
+from companion.metrics.compare import compare
 from companion.metrics.fid import (
     FeatureStatistics,
     FIDInfinity,
@@ -36,6 +37,7 @@ __all__ = [
     "NearestNeighbours",
     "PrecisionRecall",
     "class_entropies",
+    "compare",
     "fid",
     "fid_infinity",
     "frechet_distance",

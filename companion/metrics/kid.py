@@ -23,8 +23,8 @@ CHUNK = 1024
 class KID(NamedTuple):
     """The distance, which may be slightly negative, and its standard deviation over subsets, None without them."""
 
-    value: float
-    spread: float | None
+    mean: float
+    std: float | None
 
 
 def _kernel_sum(x: Tensor, y: Tensor) -> float:

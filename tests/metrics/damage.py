@@ -14,9 +14,9 @@ def mutated(content: bytes, seed: int) -> bytes:
     rng = random.Random(seed)
     data = bytearray(content)
     for _ in range(rng.choice([1, 1, 2, 5])):
-        place, length = rng.randrange(len(data)), rng.choice([1, 2, 8, 40])
+        place, length = rng.randrange(len(data) or 1), rng.choice([1, 2, 8, 40])
         match rng.randrange(5):
-            case 0:
+            case 0 if data:
                 data[place] ^= 1 << rng.randrange(8)
             case 1:
                 data[place : place + length] = rng.randbytes(length)
