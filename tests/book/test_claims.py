@@ -30,7 +30,6 @@ OLDER_FORM = {
     "08-autoencoder",
     "09-denoising-autoencoder",
     "10-vae",
-    "11-gan-and-vae",
 }
 
 
