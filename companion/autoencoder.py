@@ -15,7 +15,7 @@ import math
 import warnings
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from einops import rearrange
@@ -396,8 +396,15 @@ def fit_mixture(
 
 
 @torch.no_grad()
+@runtime_checkable
+class Decoder(Protocol):
+    """What leads from codes to images: an autoencoder, for one."""
+
+    def decode(self, z: Float[Tensor, "n d"], /) -> Float[Tensor, "n c h w"]: ...
+
+
 def sample(
-    model: nn.Module,
+    model: Decoder,
     density: LatentMixture,
     n: int,
     source: Source | None = None,

@@ -22,8 +22,12 @@ def whole(least: int, most: int | None = None, /, **values: object) -> None:
         ValueError: for the first that is none.
     """
     for name, value in values.items():
-        integral = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-        if not integral or value < least or (most is not None and value > most):
+        found = (
+            None
+            if isinstance(value, bool) or not isinstance(value, numbers.Integral)
+            else int(value)
+        )
+        if found is None or found < least or (most is not None and found > most):
             limits = f"of at least {least}" if most is None else f"from {least} to {most:,}"
             raise ValueError(f"{name} must be a whole number {limits}, got {value!r}.")
 
@@ -42,8 +46,14 @@ def number(
         ValueError: for the first that is none.
     """
     for name, value in values.items():
-        real = isinstance(value, numbers.Real) and not isinstance(value, bool)
-        if not real or not math.isfinite(value) or not (least <= value < below and value > above):
+        found = (
+            None if isinstance(value, bool) or not isinstance(value, numbers.Real) else float(value)
+        )
+        if (
+            found is None
+            or not math.isfinite(found)
+            or not (least <= found < below and found > above)
+        ):
             limits = [f"of at least {least:g}"] if least > -math.inf else []
             limits += [f"above {above:g}"] if above > -math.inf else []
             limits += [f"below {below:g}"] if below < math.inf else []

@@ -51,7 +51,7 @@ def kl_diagonal(
     return 0.5 * (log_var_p - log_var + (log_var.exp() + (mu - mu_p).square()) * precision - 1)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, init=False)
 class DiagonalGaussian:
     """Independent Gaussians, one for every coordinate: a posterior, a prior, or one step of a diffusion.
 
@@ -66,21 +66,20 @@ class DiagonalGaussian:
     """
 
     mean: Float[Tensor, "..."]
-    log_var: Float[Tensor, "..."] | float
+    log_var: Float[Tensor, "..."]
 
-    def __post_init__(self) -> None:
-        mean = _wide(self.mean)
-        given = self.log_var
-        log_var = _wide(given) if isinstance(given, Tensor) else torch.tensor(given).to(mean)
+    def __init__(self, mean: Float[Tensor, "..."], log_var: Float[Tensor, "..."] | float) -> None:
+        mean = _wide(mean)
+        given = _wide(log_var) if isinstance(log_var, Tensor) else torch.tensor(log_var).to(mean)
         try:
-            log_var = log_var.expand(mean.shape)
+            expanded = given.expand(mean.shape)
         except RuntimeError:
             raise ValueError(
-                f"log_var of the shape {tuple(log_var.shape)} does not broadcast to the mean's, "
+                f"log_var of the shape {tuple(given.shape)} does not broadcast to the mean's, "
                 f"{tuple(mean.shape)}."
             ) from None
         object.__setattr__(self, "mean", mean)
-        object.__setattr__(self, "log_var", log_var)
+        object.__setattr__(self, "log_var", expanded)
 
     @classmethod
     def standard(cls, like: Float[Tensor, "*shape"]) -> "DiagonalGaussian":

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import importlib
 import os
 import platform
 import re
@@ -11,12 +12,19 @@ import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import BinaryIO
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+
+def _module(name: str) -> ModuleType | None:
+    """Returns a module that only some systems have, or None."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        return None
+
+
+fcntl = _module("fcntl")  # None on Windows
 
 # The ending of a file that is being written; the name before it is unpredictable.
 WRITING = re.compile(r"\.[0-9a-f]{16}\.tmp")
@@ -141,6 +149,7 @@ def _remove_left_over(path: Path) -> None:
 
 
 def _remove_if_free(path: str) -> None:
+    assert fcntl is not None
     handle = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -248,8 +257,7 @@ def _lock(handle: int, *, wait: bool) -> bool:
 
 
 def _lock_on_windows(handle: int) -> None:
-    import msvcrt
-
+    msvcrt = importlib.import_module("msvcrt")
     os.lseek(handle, LOCKED_BYTE, os.SEEK_SET)
     msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
     os.lseek(handle, 0, os.SEEK_SET)

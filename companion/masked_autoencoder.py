@@ -180,6 +180,9 @@ class MaskedAutoencoder(nn.Module):
 
     Config = MaskedAutoencoderConfig
 
+    encoder_positions: nn.Parameter
+    decoder_positions: nn.Parameter
+
     def __init__(self, config: MaskedAutoencoderConfig | None = None) -> None:
         super().__init__()
         self.config = c = config or MaskedAutoencoderConfig()
@@ -221,7 +224,8 @@ class MaskedAutoencoder(nn.Module):
             ValueError: if they have another shape than the network was built for.
         """
         checks.images(x, self.config.channels, self.config.size, "masked autoencoder")
-        tokens, codes = patchify(x, self.config.patch), self.encoder_positions
+        tokens = patchify(x, self.config.patch)
+        codes: Tensor = self.encoder_positions
         if visible is not None:
             tokens, codes = gather(tokens, visible), codes[visible]
         hidden = self.embed(tokens) + codes

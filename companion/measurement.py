@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypedDict
 
 Better = Literal["lower", "higher", "neither"]
 
@@ -48,6 +48,16 @@ class Measurement:
         place = ", ".join(part for part in (where, self.of) if part)
         unit = f", {self.unit}" if self.unit else ""
         return f"{place}: {self.name}{unit}" if place else f"{self.name}{unit}"
+
+
+class About(TypedDict, total=False):
+    """What several measurements have in common, as keyword arguments of `Measurement`."""
+
+    data: str
+    split: str
+    of: str
+    samples: int
+    seed: int | None
 
 
 def find(measurements: Iterable[Measurement], name: str, **where: str | int) -> Measurement:

@@ -83,9 +83,11 @@ def source_of(n: int, source: "Source | None", seed: int | None) -> "Source":
     Raises:
         ValueError: unless exactly one of the two is given.
     """
-    if (source is None) == (seed is None):
-        raise ValueError("give either seed=…, a whole number, or a source of random numbers.")
-    return source if source is not None else PerImage(int(seed), 0, n)
+    if source is not None and seed is None:
+        return source
+    if source is None and seed is not None:
+        return PerImage(int(seed), 0, n)
+    raise ValueError("give either seed=…, a whole number, or a source of random numbers.")
 
 
 def derive(seed: int, *names: int | str, device: str | torch.device = "cpu") -> torch.Generator:

@@ -207,6 +207,20 @@ def _class(card: Card) -> type[nn.Module]:
     return found
 
 
+def config_class(network: type[nn.Module]) -> type[Any]:
+    """Returns the dataclass of a network's settings, its class attribute `Config`.
+
+    Raises:
+        TypeError: if the network has none.
+    """
+    found = getattr(network, "Config", None)
+    if not isinstance(found, type) or not dataclasses.is_dataclass(found):
+        raise TypeError(
+            f"{network.__name__} has no Config: give the class the dataclass of its settings under that name."
+        )
+    return found
+
+
 def config_of(card: Card) -> Any:
     """Returns the config that a card describes, validated, as an object of its network's config class.
 
@@ -214,7 +228,7 @@ def config_of(card: Card) -> Any:
         CheckpointError: if the class is none of companion's, or a field is unknown, missing or of another type, or has
             a value that the network refuses.
     """
-    kind = _class(card).Config
+    kind = config_class(_class(card))
     if unknown := set(card.config) - {f.name for f in dataclasses.fields(kind)}:
         raise CheckpointError(
             f"the card of {card.name!r} has a config that {card.model} refuses: there is no {sorted(unknown)[0]!r}."

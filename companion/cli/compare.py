@@ -71,7 +71,7 @@ def run(arguments: Sequence[str]) -> int:
     from companion.metrics.extractors import extractor
     from companion.training import launch
 
-    sides = [
+    first, second = (
         side(
             text,
             size=asked.image_size,
@@ -79,7 +79,7 @@ def run(arguments: Sequence[str]) -> int:
             on_error="skip" if asked.skip_bad_images else "raise",
         )
         for text in (real, fake)
-    ]
+    )
     evaluator = Evaluator(
         launch(1, 1, asked.accelerator, "32-true"),
         batch_size=asked.batch_size,
@@ -87,7 +87,7 @@ def run(arguments: Sequence[str]) -> int:
         extractor=extractor(asked.features, weights=asked.weights) if asked.features else None,
         progress=asked.progress or None,
     )
-    found = compare_sides(*sides, evaluator, most=asked.n, k=asked.k)
+    found = compare_sides(first, second, evaluator, most=asked.n, k=asked.k)
     if asked.json != "-":
         print(
             f"{found.real_images:,} real images of {real}, {found.fake_images:,} fake ones of {fake}, "

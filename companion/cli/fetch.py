@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from companion.cli import DONE
 from companion.cli.flags import options, subjects, wants_help
-from companion.data.sources import DATASETS, cache_folder, embedded
+from companion.data.downloads import cache_folder
+from companion.data.sources import DATASETS, embedded
 from companion.errors import unknown_name
 
 

@@ -9,9 +9,16 @@ import typing
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, make_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeVar
 
-T = TypeVar("T")
+
+class Options(Protocol):
+    """Any dataclass."""
+
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
+
+
+T = TypeVar("T", bound=Options)
 
 
 class UsageError(ValueError):
@@ -150,6 +157,8 @@ def read(flags: Sequence[Flag], arguments: Sequence[str], prog: str, about: str)
     import tyro
 
     kind = make_dataclass("Flags", [_tyro_field(flag) for flag in flags])
+    parsed: Any
+    rest: list[str]
     try:
         parsed, rest = tyro.cli(
             kind, args=list(arguments), prog=prog, description=about, return_unknown_args=True
@@ -175,6 +184,7 @@ def _tyro_field(flag: Flag) -> tuple[str, Any, Any]:
     import tyro
 
     help_text = tyro.conf.arg(help=flag.about)
+    kind: Any
     if flag.kind is bool:
         kind = Annotated[bool, help_text]
     else:

@@ -8,7 +8,8 @@ from companion.checkpoints.card import checkpoint_names, load_card
 from companion.cli import DONE
 from companion.cli.flags import options, wants_help
 from companion.cli.output import as_json, columns, require_free, table, write_json
-from companion.data.sources import DATASETS, cache_folder, downloaded, embedded
+from companion.data.downloads import cache_folder
+from companion.data.sources import DATASETS, downloaded, embedded
 from companion.measurement import Measurement
 from companion.recipes.registry import RECIPES
 

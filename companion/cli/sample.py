@@ -110,11 +110,12 @@ def _draw(name: str, card: "Card", asked: SampleOptions, out: Path) -> int:
     from companion.checkpoints import load_checkpoint
     from companion.data import to_uint8
     from companion.evaluation import Evaluator
+    from companion.evaluation.evaluator import Sampler
     from companion.training import launch
 
     fabric = launch(asked.devices, 1, asked.accelerator, "32-true")
     network = load_checkpoint(name, fabric.device)
-    if not hasattr(network, "sample"):
+    if not isinstance(network, Sampler):
         raise UsageError(cannot_sample(card))
     evaluator = Evaluator(
         fabric,
@@ -123,7 +124,7 @@ def _draw(name: str, card: "Card", asked: SampleOptions, out: Path) -> int:
         progress=asked.progress or None,
     )
     # Bytes at once, a quarter of the memory that floats would take.
-    images = evaluator.draw(network.sample, asked.n, to_uint8)
+    images = evaluator.draw(network.sample, asked.n, measure=to_uint8)
     if fabric.global_rank == 0:
         write(out, encoded(images, out, asked.columns))
         shape = f"{images.shape[2]}×{images.shape[3]}"

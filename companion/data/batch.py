@@ -36,9 +36,34 @@ class Batch:
 
     def to(self, device: str | torch.device) -> "Batch":
         """Returns the same batch with its tensors on another device."""
-        moved = {
-            name: part.to(device, non_blocking=True)
-            for name, part in vars(self).items()
-            if isinstance(part, Tensor)
-        }
-        return replace(self, **moved)
+
+        def moved(part: Tensor | None) -> Tensor | None:
+            return None if part is None else part.to(device, non_blocking=True)
+
+        return replace(
+            self, images=moved(self.images), labels=moved(self.labels), tokens=moved(self.tokens)
+        )
+
+    def require_images(self) -> Float[Tensor, "n c h w"]:
+        """Returns the images, in [−1, 1].
+
+        Raises:
+            ValueError: if the data have none.
+        """
+        if self.images is None:
+            raise ValueError(self._lacks("images"))
+        return self.images
+
+    def require_labels(self) -> Int64[Tensor, " n"]:
+        """Returns the class of each sample.
+
+        Raises:
+            ValueError: if the data have no labels.
+        """
+        if self.labels is None:
+            raise ValueError(self._lacks("labels"))
+        return self.labels
+
+    def _lacks(self, part: str) -> str:
+        there = ", ".join(name for name, found in vars(self).items() if found is not None)
+        return f"the loss needs {part}, but a batch of these data has only {there}: train on data with {part}."

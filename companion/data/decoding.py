@@ -9,10 +9,11 @@ white becomes 255.
 import io
 import sys
 import warnings
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8, UInt16
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 FORMATS = ("BMP", "DIB", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 # Larger than any photograph for a model of this book; a small file that claims more is an attack or an accident.
@@ -65,11 +66,11 @@ def _upright(data: bytes) -> Image.Image:
     return _on_white(image)
 
 
-def _opened(data: bytes) -> Image.Image:
+def _opened(data: bytes) -> ImageFile.ImageFile:
     """Reads the header, and refuses what claims to be huge before it is decoded."""
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         raise OSError("not an image in a known format") from error
     if image.width * image.height > MAX_PIXELS:
         raise OSError(f"it has {image.width}×{image.height} pixels, more than {MAX_PIXELS:,}")
@@ -144,7 +145,8 @@ def _raw_mode(image: Image.Image) -> str | None:
     return None
 
 
-def _with_raw_mode(tile: tuple, raw: str) -> tuple:
+def _with_raw_mode(tile: Any, raw: str) -> Any:
+    """Returns a tile, whose type is Pillow's own matter, with another raw mode."""
     arguments = raw if isinstance(tile[3], str) else (raw, *tile[3][1:])
     # A named tuple in newer versions of Pillow, which use the names.
     return tile._replace(args=arguments) if hasattr(tile, "_replace") else (*tile[:3], arguments)

@@ -420,11 +420,12 @@ def _members(stream: "_Bounded", resource: Resource) -> dict[str, bytes]:
             if content is not None and member.isfile() and member.size == content.size:
                 file = archive.extractfile(member)
                 contents[content.name] = file.read() if file else b""
-            archive.members.clear()  # or a tar of empty members fills the memory with their names
+            # Or a tar of empty members fills the memory with their names; typeshed does not list the attribute.
+            archive.members.clear()  # type: ignore[attr-defined]
     return contents
 
 
-class _Bounded:
+class _Bounded(io.BufferedIOBase):
     """What a tar is read from: an error ends it after `limit` bytes, however many are asked for.
 
     One ends it, too, if it is asked again and again at the end: to pass over a member that claims 10²⁴ bytes,
@@ -432,12 +433,14 @@ class _Bounded:
     """
 
     def __init__(self, stream: io.BytesIO | gzip.GzipFile, limit: int) -> None:
+        super().__init__()
         self.stream = stream
         self.left = limit
         self.patience = 100
 
-    def read(self, size: int) -> bytes:
-        data = self.stream.read(min(size, self.left + 1))
+    def read(self, size: int | None = -1, /) -> bytes:
+        most = self.left + 1
+        data = self.stream.read(most if size is None or size < 0 else min(size, most))
         self.left -= len(data)
         self.patience -= not data
         if self.left < 0:

@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +18,8 @@ from jaxtyping import Bool, Float, Float32, Int64, UInt8
 from torch import Tensor
 
 from companion.data.batch import Batch
+
+D = TypeVar("D", bound="ImageDataset")
 
 # What chooses images: a number, a slice, numbers, or a mask.
 Selection = int | slice | Sequence[int] | np.ndarray | Tensor
@@ -170,7 +172,7 @@ class ImageDataset:
             )
         return chosen % n
 
-    def _take(self, positions: Int64[Tensor, " m"]) -> "ImageDataset":
+    def _take(self: D, positions: Int64[Tensor, " m"]) -> D:
         return replace(self, images=self.images[positions], labels=self.labels[positions])
 
     def floats(self) -> Float32[Tensor, "n c h w"]:
@@ -277,7 +279,7 @@ class TorchImages(torch.utils.data.Dataset[tuple[Tensor, int]]):
     def __getitems__(self, indices: Sequence[int]) -> list[tuple[Float32[Tensor, "c h w"], int]]:
         """Returns many at once; a `DataLoader` asks so, and it is faster than one by one."""
         batch = self.dataset.batch(indices)
-        return list(zip(batch.images, batch.labels.tolist(), strict=True))
+        return list(zip(batch.require_images(), batch.require_labels().tolist(), strict=True))
 
 
 def _stratified(labels: Int64[Tensor, " n"], wanted: int, seed: int) -> Bool[Tensor, " n"]:

@@ -184,7 +184,9 @@ class _ZipPlace(Place):
         if member.flag_bits & 1:
             raise OSError("it is encrypted")
         if member.compress_type not in COMPRESSIONS:
-            kind = zipfile.compressor_names.get(member.compress_type, member.compress_type)
+            kind = getattr(zipfile, "compressor_names", {}).get(
+                member.compress_type, member.compress_type
+            )
             raise OSError(f"its compression ({kind}) is not read; store or deflate it")
         try:
             data = self._read(member)

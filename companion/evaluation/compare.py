@@ -11,7 +11,7 @@ from torch import Tensor
 from companion.checkpoints import checkpoint_names, load_card, load_checkpoint
 from companion.data import DATASETS, SPLITS, ImageDataset, folder, load, to_uint8
 from companion.errors import unknown_name
-from companion.evaluation.evaluator import Evaluator, seen_by
+from companion.evaluation.evaluator import Evaluator, Sampler, seen_by
 from companion.measurement import Measurement
 from companion.metrics.compare import compare
 from companion.metrics.extractors import Extractor
@@ -116,13 +116,13 @@ def compare_sides(
     a, b = (_images(s, evaluator, count, most) for s in (real, fake))
     shapes = [tuple(d.images.shape[1:]) for d in (a, b)]
     if shapes[0] != shapes[1]:
-        found = [
+        sizes = [
             f"{s.text!r} are {'×'.join(map(str, shape))}"
             for s, shape in zip((real, fake), shapes, strict=True)
         ]
         channels, rows, _ = shapes[0]
         raise ValueError(
-            f"the images of {found[0]}, those of {found[1]} (channels, rows, columns). Folders and zips are made alike "
+            f"the images of {sizes[0]}, those of {sizes[1]} (channels, rows, columns). Folders and zips are made alike "
             f"by image_size={rows} and channels={channels} (--image-size {rows} --channels {channels})."
         )
     extractor = evaluator.extractor_for(a)
@@ -134,7 +134,7 @@ def compare_sides(
         )
     real_features, real_probabilities = _features(evaluator, extractor, a, f"real: {real.text}")
     fake_features, fake_probabilities = _features(evaluator, extractor, b, f"fake: {fake.text}")
-    found = compare(
+    measured = compare(
         real_features,
         fake_features,
         real_probabilities,
@@ -142,7 +142,7 @@ def compare_sides(
         k=k,
         seed=evaluator.seed,
     )
-    found = [replace(m, data=m.data or a.name, split=m.split or a.split) for m in found]
+    found = [replace(m, data=m.data or a.name, split=m.split or a.split) for m in measured]
     return Comparison(found, extractor.name, len(a), len(b))
 
 
@@ -152,13 +152,14 @@ def _images(one: Side, evaluator: Evaluator, count: int, most: int | None) -> Im
         if most is None or len(one.images) <= most:
             return one.images
         return one.images.shuffled(derive(evaluator.seed, "chosen images"))[:most]
+    assert one.checkpoint is not None  # a side has images or a checkpoint
     card, network = load_card(one.checkpoint), load_checkpoint(one.checkpoint, evaluator.device)
-    if not hasattr(network, "sample"):
+    if not isinstance(network, Sampler):
         kind = type(network).__name__
         raise ValueError(
             f"{one.text!r} (a network of the class {kind}) cannot draw images to compare; choose one that can."
         )
-    drawn = evaluator.draw(network.sample, count, to_uint8)
+    drawn = evaluator.draw(network.sample, count, measure=to_uint8)
     # Nobody labels what is drawn; but a network of digits draws digits, which the digit classifier can judge.
     digits = card.data.get("name") in ("digits", "mnist") and drawn.shape[1:] == (1, 28, 28)
     return ImageDataset(

@@ -6,6 +6,7 @@ rounding of sums: batches are dealt out to the processes in turn, and results co
 """
 
 from collections.abc import Callable, Iterator
+from typing import Protocol, TypeVar, overload, runtime_checkable
 
 import torch
 from jaxtyping import Int64
@@ -18,7 +19,7 @@ from tqdm import tqdm
 
 from companion.data.images import ImageDataset, to_float
 from companion.devices import default_device
-from companion.measurement import Measurement
+from companion.measurement import About, Measurement
 from companion.metrics import (
     fid,
     inception_score,
@@ -31,16 +32,22 @@ from companion.metrics.extractors import Extractor, default_extractor
 from companion.randomness import PerImage, derive
 
 # What a measure returns: a row, or a number, for each image; or several such, by name.
-Rows = Tensor | dict[str, Tensor]
+Rows = TypeVar("Rows", Tensor, dict[str, Tensor])
 # Draws images in [−1, 1], given how many and where their random numbers come from.
 Sample = Callable[[int, PerImage], Tensor]
-# Takes images in [−1, 1], their random numbers and, where `labelled` is set, their labels.
-Measure = Callable[..., Rows]
 
 # More samples than any published evaluation takes; features of so many still fit into memory.
 MOST_SAMPLES = 1_000_000
 LEAST_SAMPLES = 10  # the parts of an Inception Score
 NEIGHBOURS = 3  # of precision and recall
+
+
+@runtime_checkable
+class Sampler(Protocol):
+    """A network that draws images."""
+
+    def sample(self, n: int, source: PerImage, /) -> Tensor:
+        """Returns images in [−1, 1]."""
 
 
 class Evaluator:
@@ -104,26 +111,37 @@ class Evaluator:
         rounds = -(-count // (self.batch_size * self.processes))
         # A process without a batch needs to know how a row looks; the first process always has one.
         row = self.fabric.broadcast(parts[0][:1] if parts else None, src=0)
+        assert row is not None
         padded = row.new_zeros((rounds, self.batch_size, *row.shape[1:])).to(self.device)
         for slot, part in zip(padded, parts, strict=False):
             slot[: len(part)] = part
-        everything = self.fabric.all_gather(padded).transpose(0, 1)
-        return everything.flatten(0, 2)[:count].cpu()
+        everything = self.fabric.all_gather(padded)
+        assert isinstance(everything, Tensor)  # as what went in
+        return everything.transpose(0, 1).flatten(0, 2)[:count].cpu()
 
-    def _collect(self, parts: list[Rows], count: int) -> Rows:
+    @overload
+    def _collect(self, parts: list[Tensor], count: int) -> Tensor: ...
+
+    @overload
+    def _collect(self, parts: list[dict[str, Tensor]], count: int) -> dict[str, Tensor]: ...
+
+    def _collect(
+        self, parts: list[Tensor] | list[dict[str, Tensor]], count: int
+    ) -> Tensor | dict[str, Tensor]:
         """Puts the parts of all processes together, name by name where the measure has several."""
         if self.fabric is not None and self.processes > 1:
             names = self.fabric.broadcast(_names(parts[0]) if parts else None, src=0)
         else:
             names = _names(parts[0])
         if names is None:
-            return self._together(parts, count)
-        return {name: self._together([part[name] for part in parts], count) for name in names}
+            return self._together([part for part in parts if isinstance(part, Tensor)], count)
+        named = [part for part in parts if isinstance(part, dict)]
+        return {name: self._together([part[name] for part in named], count) for name in names}
 
     @torch.no_grad()
     def each(
         self,
-        measure: Measure,
+        measure: Callable[..., Rows],
         dataset: ImageDataset,
         name: str = "each",
         *,
@@ -132,12 +150,13 @@ class Evaluator:
         """Returns `measure` of every image of a dataset, in order, on the CPU.
 
         Args:
-            measure: takes images in [−1, 1] and a source; returns one row or number per image, or several by name.
+            measure: takes images in [−1, 1], a source of their random numbers and, where `labelled` is set, their
+                labels; returns one row or number per image, or several by name.
             dataset: the images.
             name: what the randomness is for; different names draw different numbers.
             labelled: give `measure` the images' labels as well, as a third argument.
         """
-        parts = []
+        parts: list[Rows] = []
         for start, stop in self._mine(len(dataset), name):
             x = to_float(dataset.images[start:stop].to(self.device))
             labels = [dataset.labels[start:stop].to(self.device)] if labelled else []
@@ -155,13 +174,22 @@ class Evaluator:
         """Returns the mean of `measure` over a dataset, such as a likelihood bound in nats per image."""
         return float(self.each(measure, dataset, name, labelled=labelled).double().mean())
 
+    @overload
+    def draw(self, sample: Sample, count: int | None = None) -> Tensor: ...
+
+    @overload
+    def draw(
+        self, sample: Sample, count: int | None = None, *, measure: Callable[[Tensor], Rows]
+    ) -> Rows: ...
+
     @torch.no_grad()
     def draw(
         self,
         sample: Sample,
         count: int | None = None,
+        *,
         measure: Callable[[Tensor], Rows] | None = None,
-    ) -> Rows:
+    ) -> Rows | Tensor:
         """Draws images, and returns them or what is measured of each, in order, on the CPU.
 
         They are those of `network.sample(count, seed=…)` with this evaluator's seed, whatever the batch size.
@@ -177,10 +205,15 @@ class Evaluator:
         count = self.samples if count is None else count
         if count < 1:
             raise ValueError(f"at least one image must be drawn, got {count}.")
-        parts = []
+        if measure is None:
+            return self._drawn(sample, count, lambda x: x)
+        return self._drawn(sample, count, measure)
+
+    def _drawn(self, sample: Sample, count: int, measure: Callable[[Tensor], Rows]) -> Rows:
+        parts: list[Rows] = []
         for start, stop in self._mine(count, "samples"):
             x = sample(stop - start, PerImage(self.seed, start, stop)).float().clamp(-1, 1)
-            parts.append(measure(x) if measure else x)
+            parts.append(measure(x))
         return self._collect(parts, count)
 
     # --- What is measured -------------------------------------------------------------------------------------
@@ -223,13 +256,13 @@ class Evaluator:
 
         real = self.each(lambda x, _: rows(x), reference, "reference")
         fake = self.draw(sample, measure=rows)
-        about = {
-            "data": reference.name,
-            "split": reference.split,
-            "samples": self.samples,
-            "seed": self.seed,
-            "of": of,
-        }
+        about = About(
+            data=reference.name,
+            split=reference.split,
+            samples=self.samples,
+            seed=self.seed,
+            of=of,
+        )
         result = []
         if extractor is not None:
             a, b = real["features"], fake["features"]
@@ -295,7 +328,7 @@ class Evaluator:
     ) -> list[Measurement]:
         """Measures the share of images whose largest logit is at their label."""
         best = self.each(lambda x, _: logits(x).argmax(dim=1), dataset, "accuracy")
-        right = float((best == dataset.labels.cpu()).double().mean())
+        right = float(best.eq(dataset.labels.cpu()).double().mean())
         return [Measurement(name="accuracy", value=right, better="higher", **about_data(dataset))]
 
     def linear_probe(
@@ -344,8 +377,7 @@ class Evaluator:
                 value=float(accuracy.mean()),
                 spread=float(accuracy.std(correction=0)),
                 better="higher",
-                seed=self.seed,
-                **about_data(test, f"{labels} labels"),
+                **about_data(test, f"{labels} labels", self.seed),
             )
         ]
 
@@ -357,7 +389,7 @@ def seen_by(extractor: Extractor, images: Tensor) -> dict[str, Tensor]:
     return found if probabilities is None else found | {"probabilities": probabilities}
 
 
-def _names(rows: Rows) -> list[str] | None:
+def _names(rows: Tensor | dict[str, Tensor]) -> list[str] | None:
     """Returns the names of a measure's results; None where there is one without a name."""
     return list(rows) if isinstance(rows, dict) else None
 
@@ -366,9 +398,9 @@ def _place(dataset: ImageDataset) -> str:
     return f"{dataset.name}/{dataset.split}"
 
 
-def about_data(dataset: ImageDataset, of: str = "") -> dict[str, str | int]:
+def about_data(dataset: ImageDataset, of: str = "", seed: int | None = None) -> About:
     """Returns what a measurement of all images of a data set says of them, as its keyword arguments."""
-    return {"data": dataset.name, "split": dataset.split, "samples": len(dataset), "of": of}
+    return About(data=dataset.name, split=dataset.split, samples=len(dataset), of=of, seed=seed)
 
 
 def labelled(

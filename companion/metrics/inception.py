@@ -51,7 +51,8 @@ class Convolution(nn.Module):
 
     def __init__(self, channels: int, layer: Layer, padded: bool = True) -> None:
         super().__init__()
-        padding = tuple(k // 2 for k in layer.kernel) if padded and layer.stride == 1 else (0, 0)
+        rows, columns = layer.kernel
+        padding = (rows // 2, columns // 2) if padded and layer.stride == 1 else (0, 0)
         self.conv = nn.Conv2d(
             channels, layer.channels, layer.kernel, layer.stride, padding, bias=False
         )

@@ -126,9 +126,10 @@ class ConvDecoder(nn.Module):
         layers: list[nn.Module] = [nn.SiLU()]
         for before, after in pairwise(widths[::-1]):
             layers += [Upsample(before, after), nn.SiLU()]
-        self.trunk = nn.Sequential(*layers, nn.Conv2d(width, channels, 3, padding=1))
+        last = nn.Conv2d(width, channels, 3, padding=1)
+        self.trunk = nn.Sequential(*layers, last)
         he_initialise(self)
-        self.trunk[-1].weight.data.div_(2**0.5)
+        last.weight.data.div_(2**0.5)
 
     def forward(self, z: Float[Tensor, "n latent_dim"]) -> Float[Tensor, "n c h w"]:
         """Returns one image per vector.

@@ -49,7 +49,7 @@ def he_initialise(module: nn.Module) -> None:
     """
     for layer in module.modules():
         if isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
-            inputs = layer.weight[0].numel()
+            inputs: float = layer.weight[0].numel()
             if isinstance(layer, nn.ConvTranspose2d):
                 # Of a kernel's positions only one in stride² meets any one pixel.
                 kernel = layer.weight[0, 0].numel() / (layer.stride[0] * layer.stride[1])
@@ -150,8 +150,8 @@ class ResidualBlock(nn.Module):
             )
         self.first = nn.Conv2d(channels, out, 3, padding=1)
         self.second = nn.Conv2d(out, out, 3, padding=1)
-        nn.init.zeros_(self.second.weight)
-        nn.init.zeros_(self.second.bias)
+        for parameter in self.second.parameters():
+            nn.init.zeros_(parameter)
         self.shortcut = nn.Identity() if out == channels else nn.Conv2d(channels, out, 1)
         self.norm_1 = nn.GroupNorm(groups, channels) if groups else nn.Identity()
         self.norm_2 = nn.GroupNorm(groups, out) if groups else nn.Identity()
@@ -174,7 +174,7 @@ class ResidualBlock(nn.Module):
             wants = "takes no embedding" if self.embed is None else "needs an embedding"
             raise ValueError(f"this block {wants}, as it was built.")
         hidden = self.first(F.silu(self.norm_1(x)))
-        if embedding is not None:
+        if embedding is not None and self.embed is not None:
             hidden = hidden + self.embed(F.silu(embedding))[:, :, None, None]
         hidden = self.second(self.dropout(F.silu(self.norm_2(hidden))))
         return self.shortcut(x) + hidden

@@ -35,6 +35,12 @@ def processes() -> int:
 class BatchNorm2d(nn.BatchNorm2d):
     """`torch.nn.BatchNorm2d` over the batch of all processes, each of which holds the same number of samples."""
 
+    # It keeps running statistics, by a fixed momentum: what torch's class leaves open.
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+    momentum: float
+
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
         """Normalises each channel; in evaluation mode by the running statistics."""
         if not self.training or processes() == 1:

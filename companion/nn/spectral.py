@@ -43,6 +43,9 @@ class SpectralNorm(nn.Module):
         weight: to start from.
     """
 
+    u: Tensor
+    v: Tensor
+
     def __init__(self, weight: Float[Tensor, "out *shape"]) -> None:
         super().__init__()
         matrix = as_matrix(weight.detach())
@@ -74,5 +77,6 @@ class SpectralNorm(nn.Module):
 def spectral_norm(layer: nn.Module) -> nn.Module:
     """Makes a linear, convolutional or embedding layer use its weight divided by its largest singular value."""
     # "unsafe" leaves out a trial run, which would need the weight's values where a network is only measured for size.
-    parametrize.register_parametrization(layer, "weight", SpectralNorm(layer.weight), unsafe=True)
+    weight = layer.get_parameter("weight")
+    parametrize.register_parametrization(layer, "weight", SpectralNorm(weight), unsafe=True)
     return layer

@@ -20,7 +20,7 @@ MOST_CODES = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class AutoencoderRecipe(Recipe):
+class AutoencoderRecipe(Recipe[Autoencoder]):
     """The autoencoder of chapter 8: the least squared error through a bottleneck.
 
     Attributes:
@@ -41,8 +41,10 @@ class AutoencoderRecipe(Recipe):
         super().__post_init__()
         checks.whole(1, 1000, parts=self.parts)
 
-    def losses(self, network: nn.Module, parents: Mapping[str, nn.Module]) -> Objective:
-        return single_objective(network, lambda batch, source: network.loss(batch.images, source))
+    def losses(self, network: Autoencoder, parents: Mapping[str, nn.Module]) -> Objective:
+        return single_objective(
+            network, lambda batch, source: network.loss(batch.require_images(), source)
+        )
 
     def check(self, splits: Splits, evaluator: Evaluator) -> None:
         super().check(splits, evaluator)
@@ -55,7 +57,7 @@ class AutoencoderRecipe(Recipe):
             )
 
     def evaluate(
-        self, network: nn.Module, evaluator: Evaluator, splits: Splits
+        self, network: Autoencoder, evaluator: Evaluator, splits: Splits
     ) -> list[Measurement]:
         found: list[Measurement] = []
         for test in splits.tests:

@@ -8,12 +8,13 @@ from dataclasses import dataclass, fields
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Generic, Literal, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from companion import checks
+from companion.checkpoints.weights import config_class
 from companion.data import DATASETS, DataError, ImageDataset, folder, load
 from companion.data.digits import is_held_out
 from companion.data.downloads import SOURCES
@@ -25,6 +26,8 @@ from companion.training import Objective, TrainingSettings
 
 Root = str | PathLike[str] | None
 R = TypeVar("R", bound="Recipe")
+# A recipe's network.
+N = TypeVar("N", bound=nn.Module)
 
 # What a network's config says of the data; the data say it themselves.
 FROM_DATA = ("channels", "size", "classes")
@@ -38,7 +41,7 @@ def without_held_out(train: ImageDataset) -> ImageDataset:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe(TrainingSettings, ABC):
+class Recipe(TrainingSettings, ABC, Generic[N]):
     """What to train, on which data, and how; each model of the book has a subclass with its own settings.
 
     Attributes:
@@ -65,9 +68,10 @@ class Recipe(TrainingSettings, ABC):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.network, self.model.Config):
+        config = config_class(self.model)
+        if not isinstance(self.network, config):
             raise TypeError(
-                f"network must be a {self.model.Config.__name__}, got {type(self.network).__name__}."
+                f"network must be a {config.__name__}, got {type(self.network).__name__}."
             )
         checks.number(0, 1, validation=self.validation)
         if self.validation and self.test_data is not None:
@@ -146,7 +150,7 @@ class Recipe(TrainingSettings, ABC):
         return {}
 
     @abstractmethod
-    def losses(self, network: nn.Module, parents: Mapping[str, nn.Module]) -> Objective:
+    def losses(self, network: N, parents: Mapping[str, nn.Module]) -> Objective:
         """Returns what to train of a network, and by which losses.
 
         Args:
@@ -174,7 +178,8 @@ class Recipe(TrainingSettings, ABC):
         require_memory(self.model, config, torch.device(device))
         with initialisation(self.seed):
             network = self.model(config)
-        return self.losses(network, parents or {})
+        # Of this class by construction; a class variable cannot name a type parameter.
+        return self.losses(cast(N, network), parents or {})
 
     # --- Data and measures ------------------------------------------------------------------------------------
 
@@ -196,9 +201,7 @@ class Recipe(TrainingSettings, ABC):
             _ = splits.labelled_tests  # raises for a class that the network does not know
 
     @abstractmethod
-    def evaluate(
-        self, network: nn.Module, evaluator: Evaluator, splits: "Splits"
-    ) -> list[Measurement]:
+    def evaluate(self, network: N, evaluator: Evaluator, splits: "Splits") -> list[Measurement]:
         """Measures what applies to this model, on images that it has not seen.
 
         Args:

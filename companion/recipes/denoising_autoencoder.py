@@ -22,7 +22,7 @@ SHOWN = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
-class DenoisingAutoencoderRecipe(Recipe):
+class DenoisingAutoencoderRecipe(Recipe[DenoisingAutoencoder]):
     """The denoising autoencoder of chapter 9: Gaussian noise of all levels in a range, one network that is not told."""
 
     model: ClassVar[type[nn.Module]] = DenoisingAutoencoder
@@ -33,10 +33,10 @@ class DenoisingAutoencoderRecipe(Recipe):
     channels_last: bool = True
     network: DenoisingAutoencoderConfig = field(default_factory=DenoisingAutoencoderConfig)
 
-    def losses(self, network: nn.Module, parents: Mapping[str, nn.Module]) -> Objective:
+    def losses(self, network: DenoisingAutoencoder, parents: Mapping[str, nn.Module]) -> Objective:
         return single_objective(
             network,
-            lambda batch, source: network.loss(batch.images, source),
+            lambda batch, source: network.loss(batch.require_images(), source),
             sample=(lambda net, n, source: net.sample(n, source)) if network.can_sample else None,
         )
 
@@ -51,7 +51,7 @@ class DenoisingAutoencoderRecipe(Recipe):
         return sorted({low, SHOWN, low if high is None else high})
 
     def evaluate(
-        self, network: nn.Module, evaluator: Evaluator, splits: Splits
+        self, network: DenoisingAutoencoder, evaluator: Evaluator, splits: Splits
     ) -> list[Measurement]:
         found: list[Measurement] = []
         for test in splits.tests:

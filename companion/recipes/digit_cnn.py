@@ -18,7 +18,7 @@ from companion.training import Objective, random_affine, single_objective
 
 
 @dataclass(frozen=True, kw_only=True)
-class DigitCNNRecipe(Recipe):
+class DigitCNNRecipe(Recipe[DigitCNN]):
     """The digit classifier behind every FID on digits: eight passes over MNIST, augmented by small affine maps.
 
     Attributes:
@@ -60,22 +60,22 @@ class DigitCNNRecipe(Recipe):
             )
         return super().config(dataset)
 
-    def losses(self, network: nn.Module, parents: Mapping[str, nn.Module]) -> Objective:
+    def losses(self, network: DigitCNN, parents: Mapping[str, nn.Module]) -> Objective:
         def loss(batch: Batch, source: Source) -> dict[str, Tensor]:
             x = random_affine(
-                batch.images,
+                batch.require_images(),
                 source,
                 degrees=self.degrees,
                 scale=self.scale,
                 shear=self.shear,
                 shift=self.shift,
             )
-            return {"loss": F.cross_entropy(network(x).float(), batch.labels)}
+            return {"loss": F.cross_entropy(network(x).float(), batch.require_labels())}
 
         return single_objective(network, loss)
 
     def evaluate(
-        self, network: nn.Module, evaluator: Evaluator, splits: Splits
+        self, network: DigitCNN, evaluator: Evaluator, splits: Splits
     ) -> list[Measurement]:
         tests = splits.labelled_tests
         return [m for test in tests for m in evaluator.accuracy(network, test)]

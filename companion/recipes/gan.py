@@ -18,7 +18,7 @@ from companion.training import Objective, Phase
 
 
 @dataclass(frozen=True, kw_only=True)
-class GANRecipe(Recipe):
+class GANRecipe(Recipe[GAN]):
     """The generative adversarial network of chapter 6: DCGAN's networks, spectral normalisation, the hinge loss.
 
     Attributes:
@@ -57,10 +57,10 @@ class GANRecipe(Recipe):
         """Returns the number of the data's classes, for conditional networks."""
         return len(dataset.classes) if self.conditional else 0
 
-    def losses(self, network: nn.Module, parents: Mapping[str, nn.Module]) -> Objective:
+    def losses(self, network: GAN, parents: Mapping[str, nn.Module]) -> Objective:
         def tell(batch: Batch, source: Source) -> dict[str, Tensor]:
             labels = batch.labels if self.conditional else None
-            return network.discriminator_loss(batch.images, source, labels)
+            return network.discriminator_loss(batch.require_images(), source, labels)
 
         def fool(batch: Batch, source: Source) -> dict[str, Tensor]:
             labels = batch.labels if self.conditional else None
@@ -80,7 +80,5 @@ class GANRecipe(Recipe):
         super().check(splits, evaluator)
         evaluator.check(splits.held_out)
 
-    def evaluate(
-        self, network: nn.Module, evaluator: Evaluator, splits: Splits
-    ) -> list[Measurement]:
+    def evaluate(self, network: GAN, evaluator: Evaluator, splits: Splits) -> list[Measurement]:
         return evaluator.sample_quality(network.sample, splits.held_out)

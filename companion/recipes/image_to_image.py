@@ -20,7 +20,7 @@ from companion.training import Objective, Phase
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageToImageRecipe(Recipe):
+class ImageToImageRecipe(Recipe[ImageToImage]):
     """The small tasks of chapter 6: restoring or restyling an image by a content loss, a judge of pairs, or both.
 
     Attributes:
@@ -40,24 +40,24 @@ class ImageToImageRecipe(Recipe):
         if self.task not in TASKS:
             raise unknown_name("task", self.task, TASKS)
 
-    def losses(self, network: nn.Module, parents: Mapping[str, nn.Module]) -> Objective:
+    def losses(self, network: ImageToImage, parents: Mapping[str, nn.Module]) -> Objective:
         def judge(batch: Batch, source: Source) -> dict[str, Tensor]:
-            return network.discriminator_loss(*TASKS[self.task](batch.images, source))
+            return network.discriminator_loss(*TASKS[self.task](batch.require_images(), source))
 
         def answer(batch: Batch, source: Source) -> dict[str, Tensor]:
-            return network.generator_loss(*TASKS[self.task](batch.images, source))
+            return network.generator_loss(*TASKS[self.task](batch.require_images(), source))
 
         d, g = list(network.discriminator.parameters()), list(network.generator.parameters())
         phases = (Phase("discriminator", d, judge), Phase("generator", g, answer))
         return Objective(network, phases if self.network.adversarial else phases[1:])
 
     def evaluate(
-        self, network: nn.Module, evaluator: Evaluator, splits: Splits
+        self, network: ImageToImage, evaluator: Evaluator, splits: Splits
     ) -> list[Measurement]:
         return [m for test in splits.tests for m in self._answers(network, evaluator, test)]
 
     def _answers(
-        self, network: nn.Module, evaluator: Evaluator, test: ImageDataset
+        self, network: ImageToImage, evaluator: Evaluator, test: ImageDataset
     ) -> list[Measurement]:
         """Measures the network's answers beside what was wanted."""
         extractor = evaluator.extractor_for(test)
@@ -77,7 +77,7 @@ class ImageToImageRecipe(Recipe):
 
         row = evaluator.each(rows, test, self.task)
         means = {name: float(values.double().mean()) for name, values in row.items()}
-        about = about_data(test, self.task) | {"seed": evaluator.seed}
+        about = about_data(test, self.task, evaluator.seed)
         found = [
             Measurement(
                 name="reconstruction PSNR",

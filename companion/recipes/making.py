@@ -113,7 +113,7 @@ def make_checkpoint(
     splits = Splits(recipe, root)
     recipe.check(splits, evaluator)
     device = fabric.device if fabric else default_device()
-    parents = dict(recipe.parents())
+    parents: dict[str, str | PathLike[str]] = dict(recipe.parents())
     networks = {role: load_checkpoint(at, device) for role, at in parents.items()}
     objective = recipe.objective(splits.train, networks, device)
     start = None

@@ -16,7 +16,7 @@ from companion.training import Objective, single_objective
 
 
 @dataclass(frozen=True, kw_only=True)
-class MaskedAutoencoderRecipe(Recipe):
+class MaskedAutoencoderRecipe(Recipe[MaskedAutoencoder]):
     """The masked autoencoder of chapter 9: patches of 4×4 pixels, three quarters of them hidden."""
 
     model: ClassVar[type[nn.Module]] = MaskedAutoencoder
@@ -36,19 +36,20 @@ class MaskedAutoencoderRecipe(Recipe):
         # One patch is an image as well.
         return patch if usual % patch else usual
 
-    def losses(self, network: nn.Module, parents: Mapping[str, nn.Module]) -> Objective:
-        return single_objective(network, lambda batch, source: network.loss(batch.images, source))
+    def losses(self, network: MaskedAutoencoder, parents: Mapping[str, nn.Module]) -> Objective:
+        return single_objective(
+            network, lambda batch, source: network.loss(batch.require_images(), source)
+        )
 
     def evaluate(
-        self, network: nn.Module, evaluator: Evaluator, splits: Splits
+        self, network: MaskedAutoencoder, evaluator: Evaluator, splits: Splits
     ) -> list[Measurement]:
         found = [
             Measurement(
                 name="MSE of hidden patches",
                 value=evaluator.mean(network.errors, test, "masks"),
                 better="lower",
-                seed=evaluator.seed,
-                **about_data(test),
+                **about_data(test, seed=evaluator.seed),
             )
             for test in splits.tests
         ]

@@ -20,7 +20,7 @@ from companion.vae import VAE, VAEConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class VAERecipe(Recipe):
+class VAERecipe(Recipe[VAE]):
     """The variational autoencoder of chapter 10: dynamically binarised MNIST, bounds in nats.
 
     Attributes:
@@ -48,10 +48,10 @@ class VAERecipe(Recipe):
         """Returns the number of the data's classes, for a conditional network."""
         return len(dataset.classes) if self.conditional else 0
 
-    def losses(self, network: nn.Module, parents: Mapping[str, nn.Module]) -> Objective:
+    def losses(self, network: VAE, parents: Mapping[str, nn.Module]) -> Objective:
         def loss(batch: Batch, source: Source) -> dict[str, Tensor]:
             labels = batch.labels if self.conditional else None
-            return network.loss(batch.images, source, labels)
+            return network.loss(batch.require_images(), source, labels)
 
         return single_objective(network, loss, sample=lambda net, n, source: net.sample(n, source))
 
@@ -59,17 +59,13 @@ class VAERecipe(Recipe):
         super().check(splits, evaluator)
         evaluator.check(splits.held_out)
 
-    def evaluate(
-        self, network: nn.Module, evaluator: Evaluator, splits: Splits
-    ) -> list[Measurement]:
+    def evaluate(self, network: VAE, evaluator: Evaluator, splits: Splits) -> list[Measurement]:
         found: list[Measurement] = []
         for test in splits.labelled_tests if self.conditional else splits.tests:
             found += self._bounds(network, evaluator, test)
         return found + evaluator.sample_quality(network.sample, splits.held_out)
 
-    def _bounds(
-        self, network: nn.Module, evaluator: Evaluator, test: ImageDataset
-    ) -> list[Measurement]:
+    def _bounds(self, network: VAE, evaluator: Evaluator, test: ImageDataset) -> list[Measurement]:
         """Measures the ELBO and its terms, and the tighter bound."""
 
         def terms(x: Tensor, source: Source, labels: Tensor) -> dict[str, Tensor]:
@@ -87,7 +83,7 @@ class VAERecipe(Recipe):
         values = {name: float(row.double().mean()) for name, row in rows.items()}
         if self.iwae:
             values[f"−IWAE-{self.iwae}"] = evaluator.mean(tighter, test, "iwae", labelled=True)
-        about = about_data(test) | {"seed": evaluator.seed}
+        about = about_data(test, seed=evaluator.seed)
         # A KL is neither good nor bad in itself: it is what the code costs.
         found = [
             Measurement(
@@ -100,7 +96,7 @@ class VAERecipe(Recipe):
             for name, value in values.items()
         ]
         if self.network.likelihood == "gaussian":
-            bits = bits_per_dimension(values["−ELBO"], test.images[0].numel(), unit=BYTE)
+            bits = float(bits_per_dimension(values["−ELBO"], test.images[0].numel(), unit=BYTE))
             found.append(
                 Measurement(name="bits/dim", value=bits, unit="bits/dim", better="lower", **about)
             )

@@ -21,7 +21,7 @@ DEEPEST = discriminator_depth(4096)
 
 
 @dataclass(frozen=True, kw_only=True)
-class VAEGANRecipe(Recipe):
+class VAEGANRecipe(Recipe[VAEGAN]):
     """The VAE-GAN of chapter 11: an autoencoder whose reconstructions are judged by a discriminator's features."""
 
     model: ClassVar[type[nn.Module]] = VAEGAN
@@ -43,10 +43,10 @@ class VAEGANRecipe(Recipe):
         missing = max(layer + 1, -layer) - discriminator_depth(usual)
         return usual * 2 ** max(missing, 0)
 
-    def losses(self, network: nn.Module, parents: Mapping[str, nn.Module]) -> Objective:
+    def losses(self, network: VAEGAN, parents: Mapping[str, nn.Module]) -> Objective:
         def phase(name: str, part: nn.Module, loss: Callable[..., Mapping[str, Tensor]]) -> Phase:
             def of_batch(batch: Batch, source: Source) -> Mapping[str, Tensor]:
-                return loss(batch.images, source)
+                return loss(batch.require_images(), source)
 
             return Phase(name, list(part.parameters()), of_batch)
 
@@ -66,9 +66,7 @@ class VAEGANRecipe(Recipe):
         super().check(splits, evaluator)
         evaluator.check(splits.held_out)
 
-    def evaluate(
-        self, network: nn.Module, evaluator: Evaluator, splits: Splits
-    ) -> list[Measurement]:
+    def evaluate(self, network: VAEGAN, evaluator: Evaluator, splits: Splits) -> list[Measurement]:
         found: list[Measurement] = []
         for test in splits.tests:
             found += evaluator.reconstruction(lambda x, _: network.reconstruct(x), test)

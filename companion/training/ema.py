@@ -3,7 +3,7 @@
 import copy
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class EMA:
@@ -27,7 +27,7 @@ class EMA:
             raise ValueError(f"the decay must lie between 0 and 1, got {decay}.")
         self.network = copy.deepcopy(network).requires_grad_(False).eval()
         self.decay, self.updates = decay, 0
-        self._parameters = list(self.network.parameters())
+        self._parameters: list[Tensor] = list(self.network.parameters())
         self._buffers = list(self.network.buffers())
 
     @torch.no_grad()

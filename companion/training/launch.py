@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from typing import Literal
 
 from lightning_fabric import Fabric
-from lightning_fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning_fabric.plugins.precision import MixedPrecision
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from torch import distributed
@@ -67,15 +68,17 @@ def _join_after_restart(fabric: Fabric) -> None:
     if int(os.environ["LOCAL_WORLD_SIZE"]) != fabric.world_size:
         return
     cuda = fabric.device.type == "cuda"
-    store = distributed.TCPStore(
+    # Both stores are documented, but torch's module lists neither.
+    store = distributed.TCPStore(  # type: ignore[attr-defined]
         os.environ["MASTER_ADDR"],
         int(os.environ["MASTER_PORT"]),
         fabric.world_size,
         is_master=False,
     )
+    prefixed = distributed.PrefixStore(f"restart-{restarts}", store)  # type: ignore[attr-defined]
     distributed.init_process_group(
         "nccl" if cuda else "gloo",
-        store=distributed.PrefixStore(f"restart-{restarts}", store),
+        store=prefixed,
         rank=int(os.environ["RANK"]),
         world_size=fabric.world_size,
         device_id=fabric.device if cuda else None,
@@ -142,18 +145,17 @@ def launch(
     if devices < 1 or nodes < 1:
         raise ValueError(f"at least one device and one node are needed, got {devices} and {nodes}.")
     devices, nodes = _given(devices, nodes)
-    if accelerator == "auto":
-        accelerator = default_device().type
-    check_device(accelerator)
+    kind = default_device().type if accelerator == "auto" else accelerator
+    check_device(kind)
     try:
-        fabric = new_fabric(accelerator, devices, nodes, precision)
+        fabric = new_fabric(kind, devices, nodes, precision)
     except (MisconfigurationException, RuntimeError, ValueError) as error:
         raise ValueError(
-            f"cannot compute on {devices} × {nodes} of {accelerator!r} in {precision!r}: {error}"
+            f"cannot compute on {devices} × {nodes} of {kind!r} in {precision!r}: {error}"
         ) from error
     with _ctrl_c_ends():
         _join_after_restart(fabric)
         fabric.launch()
     if fabric.is_global_zero:
-        warn_if_slow(precision, accelerator)
+        warn_if_slow(precision, kind)
     return fabric

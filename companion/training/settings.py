@@ -98,11 +98,12 @@ def _whole(name: str, value: Any, least: int, most: int) -> int:
     """Returns a whole number within its bounds, or names its setting."""
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise ValueError(f"{name} must be a whole number, got {value!r}.")
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}.")
-    if value > most:
-        raise ValueError(f"{name} must be at most {most:,}, got {value:,}.")
-    return int(value)
+    found = int(value)
+    if found < least:
+        raise ValueError(f"{name} must be at least {least}, got {found}.")
+    if found > most:
+        raise ValueError(f"{name} must be at most {most:,}, got {found:,}.")
+    return found
 
 
 def learning_rate_factor(step: int, settings: TrainingSettings) -> float:

@@ -9,13 +9,14 @@ kept, so that there is one to fall back to. A pickle is neither written nor read
 import contextlib
 import errno
 import hashlib
+import io
 import json
 import re
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -128,7 +129,7 @@ def _pieces(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
     yield len(header).to_bytes(8, "little") + header
     for name in names:
         flat = tensors[name].cpu().contiguous().reshape(-1)
-        yield memoryview(flat.view(torch.uint8).numpy())
+        yield flat.view(torch.uint8).numpy().data
 
 
 def state_path(folder: Path, step: int) -> Path:
@@ -256,7 +257,7 @@ def tidy(folder: Path) -> None:
 # --- Reading ------------------------------------------------------------------------------------------------------
 
 
-def _sha256(file: BinaryIO) -> str:
+def _sha256(file: io.BufferedReader) -> str:
     return hashlib.file_digest(file, "sha256").hexdigest()
 
 

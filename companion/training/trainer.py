@@ -12,7 +12,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from lightning_fabric import Fabric
@@ -40,6 +40,8 @@ from companion.training.state import StateError
 # Takes a batch of a data set, or a tuple where the data are tensors, and the randomness for its samples; returns
 # means over the batch, among them "loss".
 Loss = Callable[[Any, Source], Mapping[str, Tensor]]
+# What is trained.
+N = TypeVar("N", bound=nn.Module)
 
 # Data sets up to this many bytes live on the device; larger ones are copied batch by batch.
 RESIDENT_BYTES = 4 * 2**30
@@ -83,7 +85,7 @@ class Phase:
 
 
 @dataclass(frozen=True)
-class Objective:
+class Objective(Generic[N]):
     """What is to be trained.
 
     Attributes:
@@ -92,9 +94,9 @@ class Objective:
         sample: draws images in [−1, 1] from a network (or its average), for the sample sheets; or None.
     """
 
-    network: nn.Module
+    network: N
     phases: tuple[Phase, ...]
-    sample: Callable[[nn.Module, int, Source], Tensor] | None = None
+    sample: Callable[[N, int, Source], Tensor] | None = None
 
     def __post_init__(self) -> None:
         names = [phase.name for phase in self.phases]
@@ -105,10 +107,10 @@ class Objective:
 
 
 def single_objective(
-    network: nn.Module,
+    network: N,
     loss: Loss,
-    sample: Callable[[nn.Module, int, Source], Tensor] | None = None,
-) -> Objective:
+    sample: Callable[[N, int, Source], Tensor] | None = None,
+) -> Objective[N]:
     """Returns the ordinary objective: one loss, for all parameters of one network."""
     parameters = [p for p in network.parameters() if p.requires_grad]
     return Objective(network, (Phase("loss", parameters, loss),), sample)
@@ -185,7 +187,7 @@ def _fingerprint(tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         digest.update(repr((name, str(tensor.dtype), tuple(tensor.shape))).encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -289,16 +291,14 @@ class Trainer:
 
     def _place(self, data: ImageDataset | Sequence[Tensor]) -> None:
         """Puts the data on the device if there is room for them, and determines their order."""
-        dataset = data if isinstance(data, ImageDataset) else None
-        tensors = (data.images, data.labels) if dataset is not None else tuple(data)
+        tensors = (data.images, data.labels) if isinstance(data, ImageDataset) else tuple(data)
         if len({len(t) for t in tensors}) != 1:
             raise ValueError(f"the data differ in length: {[len(t) for t in tensors]}.")
         if sum(t.nbytes for t in tensors) <= RESIDENT_BYTES:
             tensors = tuple(t.to(self.fabric.device) for t in tensors)
-        if dataset is not None:
-            self._data = replace(dataset, images=tensors[0], labels=tensors[1])
-        else:
-            self._data = tensors
+        self._data: ImageDataset | tuple[Tensor, ...] = tensors
+        if isinstance(data, ImageDataset):
+            self._data = replace(data, images=tensors[0], labels=tensors[1])
         self._order = BatchOrder(
             len(tensors[0]), self.settings.batch_size, self.settings.seed, tensors[0].device
         )
@@ -330,8 +330,9 @@ class Trainer:
         indices = self._order.indices(self.step)[start:stop]
         last = self.settings.channels_last
         order = torch.channels_last if last else torch.contiguous_format
-        take = _batch_of if isinstance(self._data, ImageDataset) else _tuple_of
-        return take(self._data, indices, self.fabric.device, order)
+        if isinstance(self._data, ImageDataset):
+            return _batch_of(self._data, indices, self.fabric.device, order)
+        return _tuple_of(self._data, indices, self.fabric.device, order)
 
     def _turn(self, phase: Phase, factor: float) -> dict[str, Tensor]:
         """Lets one phase take its turn: gradients over all parts, their mean over the processes, one update."""

@@ -243,14 +243,15 @@ def run_resume(copy):
 
 def run_evaluate(copy):
     trained(copy)
-    companion(copy, "companion evaluate runs/mine/vae.safetensors --json numbers.json")
+    companion(copy, "companion evaluate runs/mine --json numbers.json")
     numbers = json.loads((copy / "numbers.json").read_text(encoding="utf-8"))
-    assert numbers["metrics"]["FID"] > 0
+    (distance,) = (m["value"] for m in numbers["measurements"] if m["name"] == "FID")
+    assert distance > 0
 
 
 def run_sample(copy):
     trained(copy)
-    companion(copy, "companion sample runs/mine/vae.safetensors --n 64 --out grid.png")
+    companion(copy, "companion sample runs/mine --n 64 --out grid.png")
     with Image.open(copy / "grid.png") as picture:
         assert picture.size == (8 * 30 - 2, 8 * 30 - 2)
 
@@ -265,6 +266,26 @@ def run_fetch(copy):
     data = str(copy / "data")
     said = companion(copy, "companion fetch mnist", code=1, COMPANION_DATA=data, **proxies)
     assert f"{data}/mnist/train-images-idx3-ubyte.gz" in said
+
+
+COMPARE = "companion compare digits/test gan --n 500 --json comparison.json"
+COMPARE_BY = (
+    "companion compare digits/train digits/test --n 300 "
+    "--features companion.metrics.features:digit_features"
+)
+
+
+def run_compare(copy):
+    companion(copy, COMPARE)
+    numbers = json.loads((copy / "comparison.json").read_text(encoding="utf-8"))
+    found = {m["name"]: m for m in numbers["measurements"] if m["of"] != "real"}
+    assert {"FID", "KID", "precision", "recall", "Inception Score"} <= found.keys()
+    assert all(found[name]["spread"] > 0 for name in ("FID", "KID", "precision", "recall"))
+    assert found["FID"]["value"] < 20
+
+
+def run_compare_by(copy):
+    assert "FID" in companion(copy, COMPARE_BY)
 
 
 def two_processes(command: str):
@@ -316,7 +337,7 @@ def run_test(copy):
     assert "book/tools/checks.py\n" in make(copy, "--dry-run", "test").stdout
 
 
-def test_make_check_runs_the_quick_part(copy):
+def run_check(copy):
     assert "book/tools/checks.py --quick\n" in make(copy, "--dry-run", "check").stdout
 
 
@@ -338,13 +359,16 @@ RUNS = {
     "pip install .": run_install,
     "companion list": run_list,
     TRAIN: run_train,
-    "companion evaluate runs/mine/vae.safetensors --json numbers.json": run_evaluate,
-    "companion sample runs/mine/vae.safetensors --n 64 --out grid.png": run_sample,
+    "companion evaluate runs/mine --json numbers.json": run_evaluate,
+    "companion sample runs/mine --n 64 --out grid.png": run_sample,
     "companion evaluate digit-cnn": run_evaluate_shipped,
     "companion fetch mnist": run_fetch,
     f"{TRAIN} --resume": run_resume,
+    COMPARE: run_compare,
+    COMPARE_BY: run_compare_by,
     DEVICES: two_processes(DEVICES),
     TORCHRUN: two_processes(TORCHRUN),
+    "make check": run_check,
     "make notebooks ONLY=05-psnr": run_one_notebook,
     "make notebooks": run_notebooks,
     "make bench": run_bench,
@@ -387,13 +411,28 @@ def test_environment_is_set_up_once(tmp_path):
     assert "pip install" in plan()
 
 
-@pytest.mark.parametrize(("program", "lines"), list(zip(blocks("python"), (3, 1), strict=True)))
+# What each program of the README prints: a pattern for each line.
+PRINTED = [
+    [
+        r"FID \d{2,3}\.\d",
+        # The example of the README: real digits are sure and diverse, whatever their order in the file.
+        r"    real: Inception Score 9\.[345]\d ± 0\.\d\d",
+        r" blurred: Inception Score [1-8]\.\d\d ± \d\.\d\d",
+    ],
+    [r"codes \(8, 32\), error 0\.0\d\d", r"images \(4, 1, 28, 28\) in \[-1\.0, [01]\.\d\]"],
+    [r"\(64, 1, 28, 28\) torch\.int64 400"],
+    [r"[\d,]+ parameters, FID \d+\.\d"],
+]
+
+
+@pytest.mark.parametrize(("program", "lines"), list(zip(blocks("python"), PRINTED, strict=True)))
 def test_program(program, lines, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     exec(compile(program, "README.md", "exec"), {})
-    printed = capsys.readouterr().out
-    assert re.search(r"FID \d+\.\d", printed)
-    assert len(printed.splitlines()) == lines
+    printed = capsys.readouterr().out.splitlines()
+    assert len(printed) == len(lines)
+    for line, pattern in zip(printed, lines, strict=True):
+        assert re.fullmatch(pattern, line), line
 
 
 def test_exit_codes_are_those_of_the_command():
