@@ -79,6 +79,8 @@ def side(
     if name in DATASETS and split in ("", *SPLITS):
         return Side(text, images=load(name, split or "test", root=root))
     path = Path(text).expanduser()
+    if name in DATASETS and not path.exists():
+        raise unknown_name("split", split, SPLITS, f"{name!r} has these.")
     if text in checkpoint_names() or path.suffix == ".safetensors" or _is_run(path):
         return Side(text, checkpoint=text)
     if not path.exists() and "/" not in text and "\\" not in text:

@@ -93,16 +93,19 @@ class Recipe(TrainingSettings, ABC, Generic[N]):
         Raises:
             ValueError: for a setting that neither has, or a value that is not allowed.
         """
-        own = {f.name for f in fields(self)}
-        inner = network_settings(self.network)
+        network = settings.pop("network", self.network)
+        own = {f.name for f in fields(self)} - {"network"}
+        inner = network_settings(network)
         for name in settings:
             if name not in own and name not in inner:
-                raise unknown_name("setting", name, (own | inner.keys()) - {"network"})
-        network = settings.pop("network", self.network)
+                raise unknown_name("setting", name, own | inner.keys())
         mine = {name: value for name, value in settings.items() if name in own}
         others = {name: value for name, value in settings.items() if name not in own}
         if others:
-            network = _with(network, others)
+            if "size" in {f.name for f in fields(network)}:
+                # The data say the size; until they do, it is one that goes with all other settings.
+                others["size"] = self.place_holder(inner | others)
+            network = dataclasses.replace(network, **others)
         return dataclasses.replace(self, network=network, **mine)
 
     def settings(self) -> dict[str, Any]:
@@ -111,6 +114,14 @@ class Recipe(TrainingSettings, ABC, Generic[N]):
         return mine | network_settings(self.network)
 
     # --- The network ------------------------------------------------------------------------------------------
+
+    def place_holder(self, settings: Mapping[str, Any]) -> int:
+        """Returns a side of images for which a network of these settings can be built.
+
+        It stands in the config until the data say theirs; then `config` checks the settings again. Recipes override
+        this where the network takes some settings for some sizes only, such as patches, which have to tile the images.
+        """
+        return self.model.Config().size
 
     def classes(self, dataset: ImageDataset) -> int:
         """Returns how many classes the network distinguishes: none, unless the recipe says so."""
@@ -319,23 +330,6 @@ class Splits:
 
 
 # --- Parts --------------------------------------------------------------------------------------------------------
-
-
-def _with(config: Any, settings: Mapping[str, Any]) -> Any:
-    """Returns a network's config with other settings.
-
-    Its size is a place-holder until the data are known, so settings that do not go with it, such as patches of 8 pixels
-    with images of 28, may go with another; `Recipe.config` then looks again.
-    """
-    problem: ValueError | None = None
-    for size in (None, 32, 64, 128, 256):
-        other = {} if size is None or not hasattr(config, "size") else {"size": size}
-        try:
-            return dataclasses.replace(config, **settings, **other)
-        except ValueError as error:
-            problem = problem or error
-    assert problem is not None  # or it had returned
-    raise problem
 
 
 def network_settings(config: Any) -> dict[str, Any]:

@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import nn
 
+from companion import checks
 from companion.evaluation import Evaluator
 from companion.evaluation.evaluator import about_data
 from companion.masked_autoencoder import MaskedAutoencoder, MaskedAutoencoderConfig
@@ -28,6 +29,12 @@ class MaskedAutoencoderRecipe(Recipe[MaskedAutoencoder]):
     clip: float | None = 1.0
     ema: float | None = 0.999
     network: MaskedAutoencoderConfig = field(default_factory=MaskedAutoencoderConfig)
+
+    def place_holder(self, settings: Mapping[str, Any]) -> int:
+        usual, patch = super().place_holder(settings), settings["patch"]
+        checks.whole(1, patch=patch)
+        # One patch is an image as well.
+        return patch if usual % patch else usual
 
     def losses(self, network: MaskedAutoencoder, parents: Mapping[str, nn.Module]) -> Objective:
         return single_objective(

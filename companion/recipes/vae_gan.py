@@ -2,17 +2,22 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from companion import checks
 from companion.data.batch import Batch
 from companion.evaluation import Evaluator
+from companion.gan import discriminator_depth
 from companion.measurement import Measurement
 from companion.randomness import Source
 from companion.recipes.base import Recipe, Splits
 from companion.training import Objective, Phase
 from companion.vae_gan import VAEGAN, VAEGANConfig
+
+# Convolutions of a discriminator of images of 4,096 pixels, the largest that recipes take.
+DEEPEST = discriminator_depth(4096)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +35,13 @@ class VAEGANRecipe(Recipe[VAEGAN]):
     ema: float | None = 0.999
     channels_last: bool = True
     network: VAEGANConfig = field(default_factory=VAEGANConfig)
+
+    def place_holder(self, settings: Mapping[str, Any]) -> int:
+        usual, layer = super().place_holder(settings), settings["layer"]
+        checks.whole(-DEEPEST, DEEPEST - 1, layer=layer)
+        # Images of twice the side are seen by one convolution more.
+        missing = max(layer + 1, -layer) - discriminator_depth(usual)
+        return usual * 2 ** max(missing, 0)
 
     def losses(self, network: VAEGAN, parents: Mapping[str, nn.Module]) -> Objective:
         def phase(name: str, part: nn.Module, loss: Callable[..., Mapping[str, Tensor]]) -> Phase:

@@ -203,6 +203,7 @@ MISTAKES = {
     "compare digits": ["FAKE is missing", "companion compare REAL FAKE"],
     "compare": ["REAL is missing"],
     "compare digits/test digts": ["unknown images 'digts'", "Did you mean 'digits'?"],
+    "compare digits/tst gan": ["unknown split 'tst'", "Did you mean 'test'?", "train"],
     "compare digits/test vae --n 3": ["--n must be at least 10"],
     "compare digits/test digit-cnn": ["DigitCNN) cannot draw images"],
     "evaluate digit-cn": ["unknown checkpoint 'digit-cn'"],

@@ -10,7 +10,7 @@ from PIL import Image
 
 from companion.checkpoints import checkpoint_names, load_card, load_checkpoint
 from companion.data import DATASETS, ImageDataset, load
-from companion.gan import GANConfig
+from companion.gan import GANConfig, discriminator_depth
 from companion.recipes import (
     RECIPES,
     DigitCNNRecipe,
@@ -165,16 +165,56 @@ def test_a_network_of_another_kind():
         DigitCNNRecipe(network=GANConfig())
 
 
-def test_settings_wait_for_the_size_of_the_images():
-    """Patches of 8 pixels do not tile the 28 of the place-holder, but the 32 of the data."""
-    recipe = RECIPES["masked-autoencoder"].replace(patch=8)
-    images = torch.zeros(20, 3, 32, 32, dtype=torch.uint8)
-    labels = torch.zeros(20, dtype=torch.int64)
-    data = ImageDataset(images=images, labels=labels, classes=("a",), name="n", split="train")
-    config = recipe.config(data)
-    assert (config.channels, config.size, config.patch) == (3, 32, 8)
-    with pytest.raises(ValueError, match="patch"):
-        recipe.config(replace(data, images=images[:, :, :28, :28]))
+def blank(size: int) -> ImageDataset:
+    """Two black colour images of a size."""
+    images = torch.zeros(2, 3, size, size, dtype=torch.uint8)
+    labels = torch.zeros(2, dtype=torch.int64)
+    return ImageDataset(images=images, labels=labels, classes=("a",), name="n", split="train")
+
+
+@pytest.mark.parametrize("size", [28, 32, 48, 96, 256])
+def test_settings_wait_for_the_size_of_the_images(size):
+    """Patches of 8 pixels do not tile the 28 of the default, but the 32 of the data; no size is preferred."""
+    for patch in (1, 2, 4, 7, 8, 12, 14, 48, 512):
+        recipe = RECIPES["masked-autoencoder"].replace(patch=patch)
+        assert recipe.replace(patch=4) == RECIPES["masked-autoencoder"]
+        if size % patch:
+            with pytest.raises(ValueError, match=f"patch is {patch} and size {size}"):
+                recipe.config(blank(size))
+        else:
+            config = recipe.config(blank(size))
+            assert (config.channels, config.size, config.patch) == (3, size, patch)
+    depth = discriminator_depth(size)
+    for layer in range(-10, 10):
+        recipe = RECIPES["vae-gan"].replace(layer=layer)
+        assert recipe.replace(layer=1) == RECIPES["vae-gan"]
+        if -depth <= layer < depth:
+            assert recipe.config(blank(size)).layer == layer
+        else:
+            with pytest.raises(ValueError, match=f"layer must be .* got {layer}"):
+                recipe.config(blank(size))
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("masked-autoencoder", {"patch": 0}, "patch must be a whole number of at least 1, got 0"),
+        ("masked-autoencoder", {"patch": 1.5}, "patch must be a whole number"),
+        ("masked-autoencoder", {"patch": 8, "heads": 0}, "heads must be a whole number"),
+        ("vae-gan", {"layer": 10}, "layer must be a whole number from -10 to 9, got 10"),
+        ("vae-gan", {"layer": -(10**9)}, "layer must be a whole number from -10 to 9"),
+    ],
+)
+def test_settings_that_suit_no_size(name, settings, message):
+    with pytest.raises(ValueError, match=message):
+        RECIPES[name].replace(**settings)
+
+
+def test_settings_of_a_network_that_is_given_with_them():
+    other = replace(RECIPES["gan"].network, generator_width=8)
+    found = RECIPES["gan"].replace(network=other, latent_dim=9, steps=7)
+    assert found.network == replace(other, latent_dim=9)
+    assert found.steps == 7
 
 
 def test_a_network_too_large_for_the_memory(digits, monkeypatch):
