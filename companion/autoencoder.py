@@ -395,7 +395,6 @@ def fit_mixture(
     return LatentMixture(*(torch.from_numpy(part).double() for part in found)).to(codes.device)
 
 
-@torch.no_grad()
 @runtime_checkable
 class Decoder(Protocol):
     """What leads from codes to images: an autoencoder, for one."""
@@ -403,6 +402,7 @@ class Decoder(Protocol):
     def decode(self, z: Float[Tensor, "n d"], /) -> Float[Tensor, "n c h w"]: ...
 
 
+@torch.no_grad()
 def sample(
     model: Decoder,
     density: LatentMixture,

@@ -290,8 +290,9 @@ def _stratified(labels: Int64[Tensor, " n"], wanted: int, seed: int) -> Bool[Ten
     # Whole numbers and remainders, so that equal remainders are equal.
     quotas = {k: divmod(wanted * len(members), len(labels)) for k, members in of_class.items()}
     taken = {k: quota for k, (quota, _) in quotas.items()}
-    # The classes in random order, so that of equal remainders none is preferred.
-    classes = list(dict.fromkeys(labels[order].tolist()))
+    # The classes in random order, so that of equal remainders none is preferred. What has no remainder is not
+    # rounded; there are always enough of the others.
+    classes = [k for k in dict.fromkeys(labels[order].tolist()) if quotas[k][1]]
     classes.sort(key=lambda k: (taken[k] + 1 >= len(of_class[k]), -quotas[k][1]))
     for k in classes[: wanted - sum(taken.values())]:
         taken[k] += 1

@@ -121,7 +121,7 @@ class Recipe(TrainingSettings, ABC, Generic[N]):
         It stands in the config until the data say theirs; then `config` checks the settings again. Recipes override
         this where the network takes some settings for some sizes only, such as patches, which have to tile the images.
         """
-        return config_class(self.model)().size
+        return int(config_class(self.model)().size)
 
     def classes(self, dataset: ImageDataset) -> int:
         """Returns how many classes the network distinguishes: none, unless the recipe says so."""
