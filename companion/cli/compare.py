@@ -5,7 +5,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from companion.cli import DONE
-from companion.cli.flags import UsageError, options, require_at_least_one, subjects, wants_help
+from companion.cli.flags import (
+    UsageError,
+    options,
+    require_at_least_one,
+    require_features,
+    subjects,
+    wants_help,
+)
 from companion.cli.output import as_json, require_free, table, write_json
 
 
@@ -65,6 +72,7 @@ def run(arguments: Sequence[str]) -> int:
     require_at_least_one(asked, "k", "batch_size")
     if asked.n is not None and asked.n < 10:
         raise UsageError(f"--n must be at least 10, got {asked.n}.")
+    require_features(asked.features, asked.weights)
     require_free(asked.json, asked.overwrite)
 
     from companion.evaluation import Evaluator, compare_sides, side

@@ -6,7 +6,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from companion.cli import DONE
-from companion.cli.flags import UsageError, options, require_at_least_one, subjects, wants_help
+from companion.cli.flags import (
+    UsageError,
+    options,
+    require_at_least_one,
+    require_features,
+    subjects,
+    wants_help,
+)
 from companion.cli.output import as_json, require_free, table, write_json
 
 if TYPE_CHECKING:
@@ -72,6 +79,7 @@ def run(arguments: Sequence[str]) -> int:
     (name,), rest = subjects(arguments, prog)
     asked = options(EvaluateOptions(), rest, prog, ABOUT)
     require_at_least_one(asked, "devices", "batch_size")
+    require_features(asked.features, asked.weights)
     require_free(asked.json, asked.overwrite)
 
     from companion.checkpoints import load_card

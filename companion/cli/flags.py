@@ -256,3 +256,11 @@ def require_at_least_one(instance: Any, *names: str) -> None:
         if getattr(instance, name) < 1:
             flag = "--" + name.replace("_", "-")
             raise UsageError(f"{flag} must be at least 1, got {getattr(instance, name)}.")
+
+
+def require_features(features: str | None, weights: str | None) -> None:
+    """Raises `UsageError` for a file of weights where nobody said what they are the weights of."""
+    if weights is not None and features is None:
+        raise UsageError(
+            "--weights are for the extractor 'inception'; give --features inception too, or leave them out."
+        )

@@ -199,6 +199,8 @@ MISTAKES = {
     "sample vae --seed -1": ["seed must not be negative"],
     "evaluate vae --image-size 28": ["--image-size is about the images of --data"],
     "evaluate gan --weights x": ["weights are for the extractor 'inception'"],
+    "compare digits/test gan --weights x": ["weights are for the extractor 'inception'"],
+    "evaluate gan --features digit-cnn --weights x": ["weights are for the extractor 'inception'"],
     "evaluate gan --features incepton": ["unknown feature extractor", "Did you mean 'inception'?"],
     "compare digits": ["FAKE is missing", "companion compare REAL FAKE"],
     "compare": ["REAL is missing"],

@@ -1,5 +1,6 @@
 """Shared measures: right numbers, and the same ones however the work is cut up."""
 
+import functools
 import math
 from dataclasses import replace
 
@@ -10,6 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+import companion.evaluation.evaluator as evaluator_module
 from companion.data import ImageDataset, load
 from companion.evaluation import Evaluator, labelled
 from companion.measurement import find
@@ -187,6 +189,14 @@ def test_nothing_to_draw():
         Evaluator().draw(noise, 0)
 
 
+@pytest.fixture
+def every_update(monkeypatch):
+    """Lets bars be drawn at every update; else they are drawn ten times a second, which no short test reaches."""
+    often = functools.partial(evaluator_module.tqdm, mininterval=0, miniters=1)
+    monkeypatch.setattr(evaluator_module, "tqdm", often)
+
+
+@pytest.mark.usefixtures("every_update")
 @pytest.mark.parametrize(("progress", "shown"), [(True, True), (False, False), (None, False)])
 def test_a_bar_on_request(progress, shown, capsys, held_out):
     """Where standard error is no terminal, as here, None shows none."""
@@ -196,6 +206,7 @@ def test_a_bar_on_request(progress, shown, capsys, held_out):
     assert ("20/20" in said) == shown
 
 
+@pytest.mark.usefixtures("every_update")
 def test_only_the_first_process_shows_a_bar(capsys, held_out):
     as_processes(2, lambda e: e.draw(noise, 20), batch_size=5, progress=True)
     assert capsys.readouterr().err.count("20/20") == 1
