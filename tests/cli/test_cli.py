@@ -515,6 +515,7 @@ def test_data_of_another_shape(vae, capsys, tmp_path, monkeypatch):
     colours = replace(
         load("digits", "test")[:20],
         images=torch.zeros(20, 3, 32, 32).byte(),
+        classes=SOURCES["cifar10"].classes,
         kind="images",
         name="cifar10",
     )
@@ -607,7 +608,7 @@ def test_fetch_says_what_there_is_and_where(capsys, monkeypatch, tmp_path):
         return load("digits", split)[:3]
 
     monkeypatch.setenv("COMPANION_DATA", str(tmp_path))
-    monkeypatch.setattr("companion.data.catalogue.load", small)
+    monkeypatch.setattr("companion.data.load", small)
     assert main(["fetch", "mnist"]) == 0
     assert asked == [("mnist", "train"), ("mnist", "test")]
     assert str(tmp_path / "mnist") in capsys.readouterr().out

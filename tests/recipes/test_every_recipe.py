@@ -640,8 +640,11 @@ def test_every_number_is_what_it_says(variant, few):
     numbers |= {
         (f"{m.name} spread", m.of): m.spread for m in found if m.name == "linear probe accuracy"
     }
+    # An untrained network hardly minds how noisy its images are; the errors say so in the fifth digit.
+    close = dict.fromkeys(("reconstruction MSE", "reconstruction PSNR"), 2e-05)
     assert numbers == {
-        key: pytest.approx(value, rel=2e-3, abs=2e-4) for key, value in expected.items()
+        (name, of): pytest.approx(value, rel=close.get(name, 2e-3), abs=close.get(name, 2e-3) / 10)
+        for (name, of), value in expected.items()
     }
     units = {m.name: m.unit for m in found}
     assert all(units.get(name, "nats") == "nats" for name in ("−ELBO", "KL", "reconstruction term"))
