@@ -80,9 +80,9 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             # Renamed while it is still locked, or another process could take it for left over. Windows
             # renames no open file.
             if os.name != "nt":
-                os.replace(temporary, path)
+                _rename(temporary, path)
         if os.name == "nt":
-            os.replace(temporary, path)
+            _rename(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -106,14 +106,29 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+@contextlib.contextmanager
+def _blaming(path: Path) -> Iterator[None]:
+    """Makes errors of the system name the file that was asked for; nobody knows the hidden one."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def _rename(temporary: Path, path: Path) -> None:
+    with _blaming(path):
+        os.replace(temporary, path)
+
+
 def _hidden_file(path: Path) -> tuple[BinaryIO, Path]:
     """Creates the hidden file beside `path`, with the permissions that `path` shall have, and locks it."""
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
     mode = _permissions(path)
     while True:
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
-        # O_EXCL follows no link, and the system applies the umask.
-        handle = os.open(temporary, flags, 0o666 if mode is None else 0o600)
+        with _blaming(path):
+            # O_EXCL follows no link, and the system applies the umask.
+            handle = os.open(temporary, flags, 0o666 if mode is None else 0o600)
         try:
             _lock(handle, wait=True)
             if os.name == "nt" or os.fstat(handle).st_nlink:

@@ -94,9 +94,25 @@ def test_an_error_leaves_everything_as_it_was(tmp_path):
     assert os.listdir(tmp_path) == ["file"]
 
 
-def test_a_folder_that_is_not_there(tmp_path):
-    with pytest.raises(FileNotFoundError):
-        write_atomically(tmp_path / "none" / "file", b"")
+@pytest.mark.parametrize(
+    ("place", "error"),
+    [
+        ("none/file", FileNotFoundError),
+        ("folder", IsADirectoryError),
+        ("plain/file", NotADirectoryError),
+        ("x" * 300, OSError),
+    ],
+)
+def test_errors_name_the_file_that_was_asked_for(tmp_path, place, error):
+    """And never the hidden one, whether it cannot be made or cannot take the file's place."""
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "plain").write_bytes(b"")
+    with pytest.raises(error) as caught:
+        write_atomically(tmp_path / place, b"")
+    assert caught.value.filename == str(tmp_path / place)
+    assert caught.value.filename2 is None
+    assert ".tmp" not in str(caught.value)
+    assert sorted(os.listdir(tmp_path)) == ["folder", "plain"]
 
 
 # --- Other processes --------------------------------------------------------------------------------------
