@@ -438,14 +438,14 @@ def test_linear_refuses_degenerate_data():
 
 
 def test_training_lowers_the_bound_and_binarises_anew():
-    from companion.data import load, to_float
+    from companion.data import load
 
     digits = load("digits", "train")[:512]
     with initialisation(0):
         model = VAE(VAEConfig(width=4, latent_dim=4))
     losses = train(
         model,
-        lambda batch, source: model.loss(to_float(batch[0]), source),
+        lambda batch, source: model.loss(batch.require_images(), source),
         digits,
         TrainingSettings(steps=60, batch_size=32, learning_rate=3e-3),
     )

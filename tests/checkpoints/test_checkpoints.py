@@ -229,7 +229,9 @@ def test_loading_costs_no_random_numbers(small):
 
 def test_a_device_that_is_not_there_is_named(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ValueError, match=r"device 'cuda': torch finds no CUDA device here"):
+    with pytest.raises(
+        ValueError, match=r"device 'cuda' was asked for, but this machine has no CUDA device"
+    ):
         load_checkpoint("digit-cnn", "cuda")
     with pytest.raises(ValueError, match="there is no device 'gpu'"):
         load_checkpoint("digit-cnn", "gpu")

@@ -161,7 +161,13 @@ def test_captions_stay_with_their_images():
     names = tuple(f"{i}.png" for i in range(12))
     captions = tuple(f"picture {i}" for i in range(12))
     data = FolderImages(
-        images, torch.zeros(12, dtype=torch.int64), ("all",), "mine", "all", names, captions
+        images,
+        torch.zeros(12, dtype=torch.int64),
+        ("all",),
+        "mine",
+        "all",
+        files=names,
+        captions=captions,
     )
     network, seen = nn.Linear(1, 1), []
 
