@@ -77,13 +77,7 @@ def default_extractor(dataset: ImageDataset) -> Extractor | None:
 
     For other images there is none that would ship: choose Inception with a file of its weights, or your own.
     """
-    is_digits = _kind(dataset) == "digits" and tuple(dataset.images.shape[1:]) == (1, 28, 28)
-    return extractor("digit-cnn") if is_digits else None
-
-
-def _kind(dataset: ImageDataset) -> str:
-    """Returns what a data set shows, by its own word where it has one."""
-    return getattr(dataset, "kind", "digits" if dataset.name in ("digits", "mnist") else "images")
+    return extractor("digit-cnn") if dataset.kind == "digits" else None
 
 
 def _digit_cnn(batch_size: int) -> Extractor:
