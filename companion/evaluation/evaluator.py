@@ -109,7 +109,7 @@ class Evaluator:
         if self.fabric is None or self.processes == 1:
             return torch.cat([part.cpu() for part in parts])
         rounds = -(-count // (self.batch_size * self.processes))
-        # A process without a batch needs to know how a row looks; the first process always has one.
+        # A process without a batch needs to know what a row looks like; rank zero always has one.
         row = self.fabric.broadcast(parts[0][:1] if parts else None, src=0)
         assert row is not None
         padded = row.new_zeros((rounds, self.batch_size, *row.shape[1:])).to(self.device)

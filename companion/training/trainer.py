@@ -504,7 +504,7 @@ class Trainer:
                 and set(average) == {"updates", "network"}
                 and type(average["updates"]) is int
                 and average["updates"] >= 0,
-                "the saved average of the weights is none",
+                "the saved average of the weights holds no weights",
             )
             own = self.ema.network.state_dict()
             check_tensors(average["network"], own, "average of the weights")

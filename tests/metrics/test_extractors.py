@@ -194,9 +194,9 @@ def test_a_module_beside_the_user_is_found(tmp_path, monkeypatch):
         ),
         ("math:no_such", {}, "math has no 'no_such'"),
         ("math:pi", {}, "'math:pi' is float, which cannot be called"),
-        (":f", {}, "':f' is no module:function"),
-        ("math:", {}, "'math:' is no module:function"),
-        ("a:b:c", {}, "'a:b:c' is no module:function"),
+        (":f", {}, "':f' must be written module:function"),
+        ("math:", {}, "'math:' must be written module:function"),
+        ("a:b:c", {}, "'a:b:c' must be written module:function"),
         ("digit-cnn", {"weights": "w.pth"}, "weights are for the extractor 'inception' alone"),
     ],
 )
