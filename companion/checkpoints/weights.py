@@ -151,7 +151,7 @@ def read_weights(path: Path, sha256: str) -> State:
 
 
 def _diagnosis(file: str, content: bytes, error: Exception) -> str:
-    """Says what a file is that is no valid safetensors file. Its first bytes tell only now: a length may look alike."""
+    """Says what is wrong with an invalid safetensors file; valid ones may begin like a pickle or a zip too."""
     if content[:2] == b"PK" or (content[:1] == b"\x80" and content[1:2] in b"\x02\x03\x04\x05"):
         return (
             f"{file!r} holds a pickle (as torch.save writes it). Loading a pickle can run any code, so it is refused; "

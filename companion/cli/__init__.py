@@ -21,7 +21,7 @@ DONE, FAILED, WRONG_USAGE, DIVERGED = 0, 1, 2, 3
 
 EXIT_CODES = """exit codes:
   0    done
-  1    something is in the way that you can put right: missing data, a damaged file, a full disk, a folder in use
+  1    failed for a reason that you can fix: missing data, a damaged file, a full disk, a folder in use
   2    wrong usage: an unknown command, name or flag, or a value that is not allowed
   3    the training diverged: its loss is NaN or infinite
   130  stopped by Ctrl-C; a training saved its state first

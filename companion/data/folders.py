@@ -27,7 +27,7 @@ from torch import Tensor
 
 from companion.data.batch import Batch
 from companion.data.decoding import MAX_PIXELS, decode
-from companion.data.images import ImageDataset, Selection
+from companion.data.images import ImageDataset
 from companion.data.places import CAPTIONS, ENDINGS, Place, opened, shown
 from companion.errors import DataError, unknown_name
 
@@ -63,11 +63,12 @@ class FolderImages(ImageDataset):
             captions=tuple(self.captions[i] for i in chosen) if self.captions else (),
         )
 
-    def batch(self, indices: Selection, device: str | torch.device | None = None) -> Batch:
-        """Returns the chosen images as `ImageDataset.batch` does, with their captions if there are any."""
-        positions = self._positions(indices)
+    def batch_at(
+        self, positions: Int64[Tensor, " m"], device: str | torch.device | None = None
+    ) -> Batch:
+        """Returns the chosen images as `ImageDataset.batch_at` does, with their captions if there are any."""
         captions = tuple(self.captions[i] for i in positions.tolist()) if self.captions else None
-        return replace(super().batch(positions, device), captions=captions)
+        return replace(super().batch_at(positions, device), captions=captions)
 
 
 def folder(

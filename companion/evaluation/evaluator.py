@@ -30,6 +30,7 @@ from companion.metrics import (
 )
 from companion.metrics.extractors import Extractor, default_extractor
 from companion.randomness import PerImage, derive
+from companion.training.processes import gather
 
 # What a measure returns: a row, or a number, for each image; or several such, by name.
 Rows = TypeVar("Rows", Tensor, dict[str, Tensor])
@@ -109,14 +110,13 @@ class Evaluator:
         if self.fabric is None or self.processes == 1:
             return torch.cat([part.cpu() for part in parts])
         rounds = -(-count // (self.batch_size * self.processes))
-        # A process without a batch needs to know how a row looks; the first process always has one.
+        # A process without a batch needs to know what a row looks like; rank zero always has one.
         row = self.fabric.broadcast(parts[0][:1] if parts else None, src=0)
         assert row is not None
         padded = row.new_zeros((rounds, self.batch_size, *row.shape[1:])).to(self.device)
         for slot, part in zip(padded, parts, strict=False):
             slot[: len(part)] = part
-        everything = self.fabric.all_gather(padded)
-        assert isinstance(everything, Tensor)  # as what went in
+        everything = gather(self.fabric, padded)
         return everything.transpose(0, 1).flatten(0, 2)[:count].cpu()
 
     @overload

@@ -133,7 +133,9 @@ def _working_folder_first() -> Iterator[None]:
 def _function(name: str) -> Callable[[Tensor], Tensor]:
     module_name, _, attribute = name.partition(":")
     if not module_name or not attribute or ":" in attribute:
-        raise ValueError(f"the extractor {name!r} is no module:function, such as mine:features.")
+        raise ValueError(
+            f"the extractor {name!r} must be written module:function, such as mine:features."
+        )
     with _working_folder_first():
         try:
             found: Any = importlib.import_module(module_name)

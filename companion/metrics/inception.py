@@ -285,7 +285,7 @@ def load_inception(path: str | Path, device: str | torch.device = "cpu") -> Ince
     """
     path = Path(path).expanduser()
     if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path} of Inception weights. {WANTED}")
+        raise FileNotFoundError(f"there is no file of Inception weights at {path}. {WANTED}")
     weights = _fitting(_tensors(path), path)
     with torch.device("meta"):
         network = InceptionV3()

@@ -283,7 +283,7 @@ def _card(mark: Path) -> dict[str, Any]:
     said = card.pop("own sha256", None)
     if said != _digest(card):
         raise StateError(
-            f"{mark.name!r} was altered: its content has not the SHA-256 that it names."
+            f"{mark.name!r} was altered: its content does not have the SHA-256 that it names."
         )
     if state_path(mark.parent, card["step"]).stem != mark.stem:
         raise StateError(f"{mark.name!r} is the state of step {card['step']}, under another name.")

@@ -3,6 +3,7 @@
 import functools
 import math
 from dataclasses import replace
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -71,10 +72,11 @@ def as_processes(number, work, **settings):
     sent: list = []
     said: list = []
     evaluator = Evaluator(**settings)
-    for rank in range(number):
-        evaluator.fabric = Partner(rank, number, sent, said)
-        evaluator.rank, evaluator.processes = rank, number
-        result = work(evaluator)
+    with mock.patch("companion.evaluation.evaluator.gather", Partner.all_gather):
+        for rank in range(number):
+            evaluator.fabric = Partner(rank, number, sent, said)
+            evaluator.rank, evaluator.processes = rank, number
+            result = work(evaluator)
     return result
 
 

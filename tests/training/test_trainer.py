@@ -4,6 +4,7 @@ import copy
 import math
 import os
 import shutil
+from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
@@ -179,6 +180,39 @@ def test_captions_stay_with_their_images():
     settings = TrainingSettings(steps=3, batch_size=4)
     list(Trainer(single_objective(network, loss), data, settings))
     assert sorted(seen) == [(i, f"picture {i}") for i in range(12)]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Tokenised(ImageDataset):
+    """Images with the tokens of a tokeniser beside them."""
+
+    tokens: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+
+    def batch_at(self, positions, device=None):
+        return replace(super().batch_at(positions, device), tokens=self.tokens[positions])
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_whatever_a_dataset_has_reaches_the_loss(channels_last):
+    numbers = torch.arange(12)
+    images = numbers.to(torch.uint8).view(12, 1, 1, 1).repeat(1, 2, 2, 2)
+    tokens = torch.stack([numbers, numbers + 100], dim=1)
+    data = Tokenised(images, numbers % 3, ("a", "b", "c"), "mine", "all", tokens=tokens)
+    network, seen = nn.Linear(1, 1), []
+
+    def loss(batch, source):
+        wanted = ((batch.images[:, 0, 0, 0] + 1) * 127.5).round().long()
+        assert torch.equal(batch.tokens, tokens[wanted])
+        assert torch.equal(batch.labels, wanted % 3)
+        order = torch.channels_last if channels_last else torch.contiguous_format
+        assert batch.images.is_contiguous(memory_format=order)
+        seen.extend(wanted.tolist())
+        return {"loss": network.weight.square().sum()}
+
+    settings = TrainingSettings(steps=3, batch_size=4, channels_last=channels_last)
+    list(Trainer(single_objective(network, loss), data, settings))
+    assert sorted(seen) == list(range(12))
+    assert torch.equal(data.batch([3, -1]).tokens, tokens[[3, 11]])
 
 
 # ---------------------------------------------------------------- phases

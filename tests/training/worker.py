@@ -235,11 +235,11 @@ def evaluate(training: Trainer, path: str) -> None:
 
 
 def train(options: dict) -> dict:
-    """Runs a training; returns its outcome in the first process, and nothing in others."""
+    """Runs a training; returns its outcome on rank zero, and nothing on the others."""
     options = dict(options)
     once = options.pop("die_once", None)
     if once and Path(once["flag"]).exists() and os.environ["RANK"] == "0":
-        # The first process comes last, so that the others could find what it said before the restart.
+        # Rank zero comes last, so that the others could find what it said before the restart.
         time.sleep(3)
     fabric = launch(options.pop("devices", 1), accelerator="cpu")
     training = trainer(
