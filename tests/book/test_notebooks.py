@@ -352,7 +352,7 @@ def test_an_older_record_without_times_gets_them():
 
 LONG = """# A title of five words
 
-Seven words, $x^2 + y^2$ among them, stand.
+Seven words, $x^2 + y^2$ among them, stand here.
 
 $$ not = counted $$
 
