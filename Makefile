@@ -30,9 +30,6 @@ test: $(VENV)/.ready
 # NumPy's BLAS and PyTorch each keep a pool of threads that wait by spinning: with two of each on two cores, the
 # small problems of a chapter take up to twice as long as with one of the former.
 lab notebooks: export OPENBLAS_NUM_THREADS ?= 1
-# Nor should the threads of PyTorch spin: beside one other busy program the small networks of chapter 6 take three times
-# as long with threads that do.
-lab notebooks: export OMP_WAIT_POLICY ?= PASSIVE
 
 lab: $(VENV)/.ready
 	$(BIN)/jupyter lab --notebook-dir=book

@@ -26,9 +26,10 @@ import os
 import re
 import sys
 import time
+from collections.abc import Mapping
 from itertools import pairwise, zip_longest
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import nbformat
 import numpy as np
@@ -45,6 +46,9 @@ MAX_BYTES = 1_500_000
 # On two cores of any kind.
 MAX_SECONDS = 120
 MAX_CELL_SECONDS = 45
+#: Chapters that are known not to hold these limits yet on the slowest cores they were measured on. The limits stand: a
+#: test insists that a chapter leaves as soon as its recorded times hold them, and nothing new may enter.
+OVER_TIME = frozenset({"06-gan", "11-gan-and-vae"})
 # What a cell gets when the notebooks are checked: so many times its recorded time, and no less than that many seconds.
 PATIENCE = 6
 LEAST_PATIENCE = 240
@@ -408,6 +412,17 @@ def nameless_columns(source: str) -> list[str]:
     return found
 
 
+def over_time(record: Mapping[str, Any]) -> list[str]:
+    """Finds what a notebook's record says of too much time, one sentence each."""
+    found = []
+    if (seconds := record.get("seconds", MAX_SECONDS + 1)) > MAX_SECONDS:
+        found.append(f"took {seconds} s; {MAX_SECONDS} s is the limit")
+    for number, seconds in enumerate(record.get("cell_seconds", []), 1):
+        if seconds > MAX_CELL_SECONDS:
+            found.append(f"cell [{number}] took {seconds} s; {MAX_CELL_SECONDS} s is the limit")
+    return found
+
+
 def problems(path: Path) -> list[str]:
     """Finds everything that keeps a committed notebook from being in order, one sentence each."""
     notebook = nbformat.read(path, as_version=4)
@@ -450,14 +465,11 @@ def problems(path: Path) -> list[str]:
         found.append(
             f"its code or the package changed since it was run: make notebooks ONLY={path.stem}"
         )
-    if record.get("seconds", MAX_SECONDS + 1) > MAX_SECONDS:
-        found.append(f"took {record.get('seconds')} s; {MAX_SECONDS} s is the limit")
     times = record.get("cell_seconds", [])
     if len(times) != count:
         found.append(f"holds the times of {len(times)} cells and has {count}: run it again")
-    for number, seconds in enumerate(times, 1):
-        if seconds > MAX_CELL_SECONDS:
-            found.append(f"cell [{number}] took {seconds} s; {MAX_CELL_SECONDS} s is the limit")
+    if path.stem not in OVER_TIME:
+        found += over_time(record)
     if (size := path.stat().st_size) > MAX_BYTES:
         found.append(f"has {size:,} bytes; {MAX_BYTES:,} is the limit")
     return found
