@@ -348,6 +348,13 @@ def test_an_older_record_without_times_gets_them():
     assert notebooks.settle(old, new) is new
 
 
+@pytest.mark.parametrize(("name", "value"), [("seconds", 121), ("cell_seconds", [45.1])])
+def test_times_that_break_the_limits_do_not_stand(name, value):
+    old, new = trial("a"), trial("a")
+    old.metadata["companion"][name] = value
+    assert notebooks.settle(old, new) is new
+
+
 # --- the length of a chapter ------------------------------------------------------------------------
 
 LONG = """# A title of five words
