@@ -46,9 +46,6 @@ MAX_BYTES = 1_500_000
 # On two cores of any kind.
 MAX_SECONDS = 120
 MAX_CELL_SECONDS = 45
-#: Chapters that are known not to hold these limits yet on the slowest cores they were measured on. The limits stand: a
-#: test insists that a chapter leaves as soon as its recorded times hold them, and nothing new may enter.
-OVER_TIME = frozenset({"06-gan", "11-gan-and-vae"})
 # What a cell gets when the notebooks are checked: so many times its recorded time, and no less than that many seconds.
 PATIENCE = 6
 LEAST_PATIENCE = 240
@@ -470,8 +467,7 @@ def problems(path: Path) -> list[str]:
     times = record.get("cell_seconds", [])
     if len(times) != count:
         found.append(f"holds the times of {len(times)} cells and has {count}: run it again")
-    if path.stem not in OVER_TIME:
-        found += over_time(record)
+    found += over_time(record)
     if (size := path.stat().st_size) > MAX_BYTES:
         found.append(f"has {size:,} bytes; {MAX_BYTES:,} is the limit")
     return found

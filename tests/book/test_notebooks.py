@@ -414,11 +414,3 @@ def test_lengths_are_printed_for_every_chapter():
     assert [line.split()[0] for line in notebooks.lengths().splitlines()[1:]] == [
         path.stem for path in CHAPTERS
     ]
-
-
-def test_only_chapters_that_are_over_time_are_excused():
-    # Known since the limits were set for the slowest cores; no other may be added.
-    assert {"06-gan", "11-gan-and-vae"} >= notebooks.OVER_TIME
-    for name in notebooks.OVER_TIME:
-        notebook = nbformat.read(notebooks.BOOK / f"{name}.ipynb", as_version=4)
-        assert notebooks.over_time(notebook.metadata["companion"]), f"{name} holds the limits now"
