@@ -54,6 +54,14 @@ class Batch:
             raise ValueError(self._lacks("images"))
         return self.images
 
+    def labels_for(self, classes: int) -> Int64[Tensor, " n"] | None:
+        """Returns what a network of so many classes is told: the labels, and nothing where it knows no classes.
+
+        Raises:
+            ValueError: if it knows classes and the data have no labels.
+        """
+        return self.require_labels() if classes else None
+
     def require_labels(self) -> Int64[Tensor, " n"]:
         """Returns the class of each sample.
 

@@ -17,7 +17,8 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 from tqdm import tqdm
 
-from companion.data.images import ImageDataset, to_float
+from companion.data.batch import Batch
+from companion.data.images import ImageDataset
 from companion.devices import default_device
 from companion.measurement import About, Measurement
 from companion.metrics import (
@@ -141,38 +142,32 @@ class Evaluator:
     @torch.no_grad()
     def each(
         self,
-        measure: Callable[..., Rows],
+        measure: Callable[[Batch, PerImage], Rows],
         dataset: ImageDataset,
         name: str = "each",
-        *,
-        labelled: bool = False,
     ) -> Rows:
-        """Returns `measure` of every image of a dataset, in order, on the CPU.
+        """Returns `measure` of every sample of a dataset, in order, on the CPU.
 
         Args:
-            measure: takes images in [−1, 1], a source of their random numbers and, where `labelled` is set, their
-                labels; returns one row or number per image, or several by name.
-            dataset: the images.
+            measure: takes what a loss is given, a batch with all that the data have (images in [−1, 1], labels …),
+                and a source of random numbers; returns one row or number per sample, or several by name.
+            dataset: the samples.
             name: what the randomness is for; different names draw different numbers.
-            labelled: give `measure` the images' labels as well, as a third argument.
         """
         parts: list[Rows] = []
         for start, stop in self._mine(len(dataset), name):
-            x = to_float(dataset.images[start:stop].to(self.device))
-            labels = [dataset.labels[start:stop].to(self.device)] if labelled else []
-            parts.append(measure(x, PerImage(self.seed, start, stop, name), *labels))
+            batch = dataset.batch_at(torch.arange(start, stop), self.device)
+            parts.append(measure(batch, PerImage(self.seed, start, stop, name)))
         return self._collect(parts, len(dataset))
 
     def mean(
         self,
-        measure: Callable[..., Tensor],
+        measure: Callable[[Batch, PerImage], Tensor],
         dataset: ImageDataset,
         name: str = "mean",
-        *,
-        labelled: bool = False,
     ) -> float:
         """Returns the mean of `measure` over a dataset, such as a likelihood bound in nats per image."""
-        return float(self.each(measure, dataset, name, labelled=labelled).double().mean())
+        return float(self.each(measure, dataset, name).double().mean())
 
     @overload
     def draw(self, sample: Sample, count: int | None = None) -> Tensor: ...
@@ -254,7 +249,7 @@ class Evaluator:
             found = {"sharpness": sharpness(x)}
             return found if extractor is None else found | seen_by(extractor, x)
 
-        real = self.each(lambda x, _: rows(x), reference, "reference")
+        real = self.each(lambda batch, _: rows(batch.require_images()), reference, "reference")
         fake = self.draw(sample, measure=rows)
         about = About(
             data=reference.name,
@@ -303,7 +298,8 @@ class Evaluator:
             of: what exactly is measured, such as "noise 0.5"; it names the random numbers as well.
         """
 
-        def errors(x: Tensor, source: PerImage) -> dict[str, Tensor]:
+        def errors(batch: Batch, source: PerImage) -> dict[str, Tensor]:
+            x = batch.require_images()
             y = reconstruct(x, source).float().clamp(-1, 1)
             mse = (x - y).square().mean(dim=(1, 2, 3))
             return {"mse": mse.double(), "psnr": psnr(x, y, data_range=2.0).double()}
@@ -327,7 +323,9 @@ class Evaluator:
         self, logits: Callable[[Tensor], Tensor], dataset: ImageDataset
     ) -> list[Measurement]:
         """Measures the share of images whose largest logit is at their label."""
-        best = self.each(lambda x, _: logits(x).argmax(dim=1), dataset, "accuracy")
+        best = self.each(
+            lambda batch, _: logits(batch.require_images()).argmax(dim=1), dataset, "accuracy"
+        )
         right = float(best.eq(dataset.labels.cpu()).double().mean())
         return [Measurement(name="accuracy", value=right, better="higher", **about_data(dataset))]
 
@@ -359,10 +357,11 @@ class Evaluator:
         counts = train.labels.unique(return_counts=True)[1]
         if labels % len(counts) or int(counts.min()) * len(counts) < labels or len(counts) < 2:
             return []
-        a, b = (
-            self.each(lambda x, _: encode(x).flatten(1).double(), data, "probe").numpy()
-            for data in (train, test)
-        )
+
+        def codes(batch: Batch, source: PerImage) -> Tensor:
+            return encode(batch.require_images()).flatten(1).double()
+
+        a, b = (self.each(codes, data, "probe").numpy() for data in (train, test))
         truth, answers = train.labels.cpu().numpy(), test.labels.cpu().numpy()
         shares = []
         for draw in range(draws):

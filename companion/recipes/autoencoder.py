@@ -64,7 +64,9 @@ class AutoencoderRecipe(Recipe[Autoencoder]):
             found += evaluator.reconstruction(lambda x, _: network(x), test)
         found += probe(network.encode, evaluator, splits)
         some = splits.train[:MOST_CODES]
-        codes = evaluator.each(lambda x, _: network.encode(x).float(), some, "codes")
+        codes = evaluator.each(
+            lambda batch, _: network.encode(batch.require_images()).float(), some, "codes"
+        )
         density = fit_mixture(codes, self.parts, derive(self.seed, "mixture")).to(evaluator.device)
         return found + evaluator.sample_quality(
             lambda n, source: sample_codes(network, density, n, source),

@@ -59,11 +59,11 @@ class GANRecipe(Recipe[GAN]):
 
     def losses(self, network: GAN, parents: Mapping[str, nn.Module]) -> Objective:
         def tell(batch: Batch, source: Source) -> dict[str, Tensor]:
-            labels = batch.labels if self.conditional else None
+            labels = batch.labels_for(network.config.classes)
             return network.discriminator_loss(batch.require_images(), source, labels)
 
         def fool(batch: Batch, source: Source) -> dict[str, Tensor]:
-            labels = batch.labels if self.conditional else None
+            labels = batch.labels_for(network.config.classes)
             return network.generator_loss(len(batch), source, labels)
 
         d, g = list(network.discriminator.parameters()), list(network.generator.parameters())

@@ -62,8 +62,8 @@ class ImageToImageRecipe(Recipe[ImageToImage]):
         """Measures the network's answers beside what was wanted."""
         extractor = evaluator.extractor_for(test)
 
-        def rows(x: Tensor, source: Source) -> dict[str, Tensor]:
-            given, wanted = TASKS[self.task](x, source)
+        def rows(batch: Batch, source: Source) -> dict[str, Tensor]:
+            given, wanted = TASKS[self.task](batch.require_images(), source)
             answer = network(given).float().clamp(-1, 1)
             found = {
                 "psnr": psnr(answer, wanted, data_range=2.0),

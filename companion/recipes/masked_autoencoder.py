@@ -4,13 +4,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from companion import checks
+from companion.data.batch import Batch
 from companion.evaluation import Evaluator
 from companion.evaluation.evaluator import about_data
 from companion.masked_autoencoder import MaskedAutoencoder, MaskedAutoencoderConfig
 from companion.measurement import Measurement
+from companion.randomness import Source
 from companion.recipes.base import Recipe, Splits, probe
 from companion.training import Objective, single_objective
 
@@ -44,10 +46,13 @@ class MaskedAutoencoderRecipe(Recipe[MaskedAutoencoder]):
     def evaluate(
         self, network: MaskedAutoencoder, evaluator: Evaluator, splits: Splits
     ) -> list[Measurement]:
+        def errors(batch: Batch, source: Source) -> Tensor:
+            return network.errors(batch.require_images(), source)
+
         found = [
             Measurement(
                 name="MSE of hidden patches",
-                value=evaluator.mean(network.errors, test, "masks"),
+                value=evaluator.mean(errors, test, "masks"),
                 better="lower",
                 **about_data(test, seed=evaluator.seed),
             )

@@ -50,7 +50,7 @@ class VAERecipe(Recipe[VAE]):
 
     def losses(self, network: VAE, parents: Mapping[str, nn.Module]) -> Objective:
         def loss(batch: Batch, source: Source) -> dict[str, Tensor]:
-            labels = batch.labels if self.conditional else None
+            labels = batch.labels_for(network.config.classes)
             return network.loss(batch.require_images(), source, labels)
 
         return single_objective(network, loss, sample=lambda net, n, source: net.sample(n, source))
@@ -68,21 +68,23 @@ class VAERecipe(Recipe[VAE]):
     def _bounds(self, network: VAE, evaluator: Evaluator, test: ImageDataset) -> list[Measurement]:
         """Measures the ELBO and its terms, and the tighter bound."""
 
-        def terms(x: Tensor, source: Source, labels: Tensor) -> dict[str, Tensor]:
-            bound = network.elbo(x, source, labels if self.conditional else None)
+        def terms(batch: Batch, source: Source) -> dict[str, Tensor]:
+            labels = batch.labels_for(network.config.classes)
+            bound = network.elbo(batch.require_images(), source, labels)
             return {
                 "−ELBO": -bound.elbo,
                 "reconstruction term": -bound.log_likelihood,
                 "KL": bound.kl.sum(dim=1),
             }
 
-        def tighter(x: Tensor, source: Source, labels: Tensor) -> Tensor:
-            return -network.iwae(x, self.iwae, source, labels if self.conditional else None)
+        def tighter(batch: Batch, source: Source) -> Tensor:
+            labels = batch.labels_for(network.config.classes)
+            return -network.iwae(batch.require_images(), self.iwae, source, labels)
 
-        rows = evaluator.each(terms, test, "elbo", labelled=True)
+        rows = evaluator.each(terms, test, "elbo")
         values = {name: float(row.double().mean()) for name, row in rows.items()}
         if self.iwae:
-            values[f"−IWAE-{self.iwae}"] = evaluator.mean(tighter, test, "iwae", labelled=True)
+            values[f"−IWAE-{self.iwae}"] = evaluator.mean(tighter, test, "iwae")
         about = about_data(test, seed=evaluator.seed)
         # A KL is neither good nor bad in itself: it is what the code costs.
         found = [

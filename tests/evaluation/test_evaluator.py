@@ -108,7 +108,8 @@ def test_the_batch_size_changes_no_image(batch_size):
 
 @pytest.mark.parametrize("batch_size", [1, 7, 64])
 def test_the_batch_size_changes_no_measure(batch_size, held_out):
-    def draw(x, source):
+    def draw(batch, source):
+        x = batch.images
         return {
             "a": x.mean(dim=(1, 2, 3)) * normal((len(x),), source),
             "b": normal((len(x), 2), source),
@@ -123,8 +124,8 @@ def test_the_batch_size_changes_no_measure(batch_size, held_out):
 
 
 def test_measures_of_each_image_stay_in_order(held_out):
-    def mean(x, source):
-        return x.mean(dim=(1, 2, 3)) + 0 * normal((len(x),), source)
+    def mean(batch, source):
+        return batch.images.mean(dim=(1, 2, 3)) + 0 * normal((len(batch),), source)
 
     few = held_out[:37]
     expected = few.floats().mean(dim=(1, 2, 3))
@@ -135,7 +136,8 @@ def test_measures_of_each_image_stay_in_order(held_out):
 
 @pytest.mark.parametrize("processes", [2, 3, 6])
 def test_measures_with_names_come_together(processes, held_out):
-    def several(x, source):
+    def several(batch, source):
+        x = batch.images
         return {
             "mean": x.mean(dim=(1, 2, 3)),
             "corner": x[:, 0, :2, 0],
@@ -151,8 +153,8 @@ def test_measures_with_names_come_together(processes, held_out):
 
 
 def test_other_names_draw_other_numbers_and_seeds_too(held_out):
-    def draw(x, source):
-        return normal((len(x),), source)
+    def draw(batch, source):
+        return normal((len(batch),), source)
 
     few = held_out[:20]
     a = Evaluator().each(draw, few, "a")
@@ -164,10 +166,10 @@ def test_other_names_draw_other_numbers_and_seeds_too(held_out):
 def test_labels_travel_with_their_images(held_out):
     few = held_out[:23]
 
-    def tell(x, source, labels):
-        return torch.stack([x.mean(dim=(1, 2, 3)), labels.float()], dim=1)
+    def tell(batch, source):
+        return torch.stack([batch.images.mean(dim=(1, 2, 3)), batch.labels.float()], dim=1)
 
-    found = Evaluator(batch_size=10).each(tell, few, labelled=True)
+    found = Evaluator(batch_size=10).each(tell, few)
     torch.testing.assert_close(found[:, 0], few.floats().mean(dim=(1, 2, 3)))
     assert found[:, 1].long().equal(few.labels)
 
@@ -202,7 +204,9 @@ def every_update(monkeypatch):
 @pytest.mark.parametrize(("progress", "shown"), [(True, True), (False, False), (None, False)])
 def test_a_bar_on_request(progress, shown, capsys, held_out):
     """Where standard error is no terminal, as here, None shows none."""
-    Evaluator(progress=progress).each(lambda x, _: x.mean(dim=(1, 2, 3)), held_out[:20], "means")
+    Evaluator(progress=progress).each(
+        lambda batch, _: batch.images.mean(dim=(1, 2, 3)), held_out[:20], "means"
+    )
     said = capsys.readouterr().err
     assert ("means" in said) == shown
     assert ("20/20" in said) == shown
@@ -334,7 +338,7 @@ def test_accuracy_counts_the_right_ones(held_out):
 
 def test_mean_averages_a_number_an_image(held_out):
     few = held_out[:33]
-    found = Evaluator(batch_size=10).mean(lambda x, source: x.sum(dim=(1, 2, 3)), few)
+    found = Evaluator(batch_size=10).mean(lambda b, _: b.images.sum(dim=(1, 2, 3)), few)
     assert found == pytest.approx(float(few.floats().double().sum(dim=(1, 2, 3)).mean()), rel=1e-5)
 
 

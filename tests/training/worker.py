@@ -228,7 +228,8 @@ def evaluate(training: Trainer, path: str) -> None:
     evaluator = Evaluator(training.fabric, batch_size=7)
     drawn = evaluator.draw(lambda n, source: training.network.sample(n, source), 40)
     errors = evaluator.each(
-        lambda x, s: training.network.loss(x, s)["loss"].expand(len(x)), dataset()
+        lambda batch, s: training.network.loss(batch.images, s)["loss"].expand(len(batch)),
+        dataset(),
     )
     if training.fabric.is_global_zero:
         torch.save({"drawn": drawn, "errors": errors}, path)
