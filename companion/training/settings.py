@@ -3,10 +3,12 @@
 import dataclasses
 import math
 from dataclasses import dataclass
-from numbers import Integral
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
+from companion import checks
 from companion.devices import Precision
+
+Decay = Literal["cosine", "constant"]
 
 # Beyond these nobody trains; a slip of the keyboard does.
 WHOLE = {
@@ -50,7 +52,7 @@ class TrainingSettings:
     beta1: float = 0.9
     beta2: float = 0.999
     warmup: float = 0.05
-    decay: Literal["cosine", "constant"] = "cosine"
+    decay: Decay = "cosine"
     clip: float | None = None
     accumulate: int = 1
     ema: float | None = None
@@ -64,46 +66,26 @@ class TrainingSettings:
         for setting in dataclasses.fields(self):
             _require_finite(setting.name, getattr(self, setting.name))
         for name, (least, most) in WHOLE.items():
-            number = _whole(name, getattr(self, name), least, most)
-            object.__setattr__(self, name, number)  # NumPy's whole numbers are not JSON's
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate must be positive, got {self.learning_rate}.")
-        for name in ("beta1", "beta2", "warmup"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}.")
-        if self.ema is not None and not 0 < self.ema < 1:
-            raise ValueError(f"ema must lie between 0 and 1, or be None, got {self.ema}.")
-        if self.clip is not None and not self.clip > 0:
-            raise ValueError(f"clip must be positive, or None, got {self.clip}.")
-        if self.weight_decay < 0:
-            raise ValueError(f"weight_decay must not be negative, got {self.weight_decay}.")
-        for name, known in (
-            ("decay", ("cosine", "constant")),
-            ("precision", ("auto", "32-true", "bf16-mixed")),
-        ):
-            if getattr(self, name) not in known:
-                raise ValueError(
-                    f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}."
-                )
+            checks.whole(least, most, **{name: getattr(self, name)})
+            # NumPy's whole numbers are not JSON's.
+            object.__setattr__(self, name, int(getattr(self, name)))
+        checks.number(above=0, learning_rate=self.learning_rate)
+        checks.number(0, 1, beta1=self.beta1, beta2=self.beta2, warmup=self.warmup)
+        checks.number(0, weight_decay=self.weight_decay)
+        if self.ema is not None:
+            checks.number(-math.inf, 1, above=0, ema=self.ema)
+        if self.clip is not None:
+            checks.number(above=0, clip=self.clip)
+        checks.one_of(get_args(Decay), decay=self.decay)
+        checks.one_of(get_args(Precision), precision=self.precision)
+        checks.flag(compile=self.compile, channels_last=self.channels_last)
 
 
 def _require_finite(name: str, value: Any) -> None:
     """Refuses numbers that are infinite or none, alone or in a tuple, in the name of their setting."""
     for number in value if isinstance(value, (tuple, list)) else (value,):
-        if isinstance(number, float) and not math.isfinite(number):
-            raise ValueError(f"{name} must be finite, got {number}.")
-
-
-def _whole(name: str, value: Any, least: int, most: int) -> int:
-    """Returns a whole number within its bounds, or names its setting."""
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise ValueError(f"{name} must be a whole number, got {value!r}.")
-    found = int(value)
-    if found < least:
-        raise ValueError(f"{name} must be at least {least}, got {found}.")
-    if found > most:
-        raise ValueError(f"{name} must be at most {most:,}, got {found:,}.")
-    return found
+        if isinstance(number, float):
+            checks.number(**{name: number})
 
 
 def learning_rate_factor(step: int, settings: TrainingSettings) -> float:
