@@ -150,8 +150,11 @@ class _Transfer:
         headers = {"Accept-Encoding": "identity"}
         if self.offset:
             headers["Range"] = f"bytes={self.offset}-"
-        # A total is a must, or pooch's question whether there is a bar fails; it is set right by the answer.
-        with tqdm(desc=self.label, total=1, unit="B", unit_scale=True, leave=False) as progress:
+        # A total is a must, or pooch's question whether there is a bar fails; it is set right by the answer. Where
+        # there is none within a second, no bar of one byte stands in front of the message.
+        with tqdm(
+            desc=self.label, total=1, unit="B", unit_scale=True, leave=False, delay=1.0
+        ) as progress:
             fetch_to = pooch.HTTPDownloader(
                 progressbar=progress,
                 chunk_size=CHUNK,
