@@ -1,7 +1,7 @@
 """The built book in a real browser: what readers see, and what the pages ask for.
 
 Each page is a test of its own, so that several processes can share the pages. It is loaded twice, in a wide window and
-in a narrow one; while it is open, everything is tried on it.
+in a narrow one; while it is open, everything is tried on it, in light colours and in dark ones.
 """
 
 import re
@@ -25,8 +25,9 @@ PAGES = sorted(
 # A page is loaded in each of these windows, then shown in the other colours too.
 VIEWS = {"wide": (1280, "light"), "narrow": (390, "dark")}
 OTHER = {"light": "dark", "dark": "light"}
-# axe runs on every page in each window and in each colours once. Only the frame around the text differs between the
-# same colours in two windows, and the frame is alike on all pages: there, one page of each kind is enough.
+# The rules of axe whose answer depends on colours; all others say the same of a page in both colours.
+ABOUT_COLOURS = {"runOnly": {"type": "tag", "values": ["cat.color"]}}
+# One page of each kind.
 FRAMES = {"book/index.html", "book/glossary.html", "book/04-fid.html"}
 
 
@@ -83,11 +84,11 @@ def window(windows) -> object:
     return windows["wide"]
 
 
-def _violations(page) -> list[str]:
+def _violations(page, rules: dict) -> list[str]:
     """Runs axe on a page and words what it finds, whatever the impact."""
     from axe_playwright_python.sync_playwright import Axe
 
-    report = Axe().run(page, options={"preload": False, "resultTypes": ["violations"]})
+    report = Axe().run(page, options={"preload": False, "resultTypes": ["violations"], **rules})
     return [
         f"axe {violation['id']} ({violation['impact']}): {node['html'][:160]}"
         for violation in report.response["violations"]
@@ -95,8 +96,8 @@ def _violations(page) -> list[str]:
     ]
 
 
-def _faults(page, width: int, scheme: str, *, axe: bool) -> list[str]:
-    """Returns what is wrong with a page as it stands in a window; with axe, also for readers who use other means."""
+def _faults(page, width: int, scheme: str, rules: dict) -> list[str]:
+    """Returns what is wrong with a page as it stands in a window, also for readers who use other means."""
     # The theme answers a change of the colour scheme a moment later; without it this raises.
     page.wait_for_function("s => document.documentElement.dataset.theme === s", arg=scheme)
     problems = []
@@ -107,7 +108,7 @@ def _faults(page, width: int, scheme: str, *, axe: bool) -> list[str]:
     problems += [f"{raw} formulas are not set"] if raw else []
     errors = page.locator("mjx-merror, [data-mjx-error]").all_inner_texts()
     problems += [f"a formula has an error: {text}" for text in errors]
-    return problems + (_violations(page) if axe else [])
+    return problems + _violations(page, rules)
 
 
 @pytest.mark.parametrize("name", PAGES or ["not built"])
@@ -118,8 +119,8 @@ def test_page_is_clean_accessible_fits_the_window_and_works(name, site, windows,
         with Visit(windows[view], address, name) as visit:
             for colours in (scheme, OTHER[scheme]):
                 visit.page.emulate_media(color_scheme=colours)
-                axe = colours == scheme or name in FRAMES
-                faults = _faults(visit.page, width, colours, axe=axe)
+                rules = {} if colours == scheme else ABOUT_COLOURS
+                faults = _faults(visit.page, width, colours, rules)
                 problems += [f"{width} {colours}: {fault}" for fault in faults]
             if view == "wide":
                 visit.page.emulate_media(color_scheme=scheme)
@@ -138,6 +139,21 @@ def test_there_are_pages_of_each_kind(site, page_names):
         if re.match(r"book/\d\d-", name):
             assert 'class="cmp-figure cmp-slider' in source, f"{name} has no slider"
             assert 'class="solution dropdown' in source, f"{name} has no folded solution"
+
+
+def test_the_rules_about_colours_see_colours_and_all_rules_see_more(window):
+    page = window.new_page()
+    page.set_content(
+        "<html lang=en><title>t</title><main><h1>t</h1>"
+        "<p style='color: #999; background: #aaa'>Hardly to be read.</p><img src='data:,'></main>"
+    )
+    about_colours, all_rules = (
+        {problem.split()[1] for problem in _violations(page, rules)}
+        for rules in (ABOUT_COLOURS, {})
+    )
+    page.close()
+    assert about_colours == {"color-contrast"}
+    assert all_rules >= {"color-contrast", "image-alt"}
 
 
 def test_the_same_slider_works_twice_on_a_page(window):
