@@ -132,7 +132,7 @@ def weights_path(name: str | os.PathLike[str]) -> Path:
     """Returns the path of the weights that a shipped checkpoint's name, a file or a folder leads to.
 
     A file is the `.safetensors` or the `.json` of a checkpoint; a folder, such as that of a run, holds exactly one
-    checkpoint beside whatever else is there.
+    checkpoint beside those that it builds on and whatever else is there.
 
     Raises:
         ValueError: if no checkpoint has this name; the message suggests the nearest.
@@ -150,6 +150,12 @@ def weights_path(name: str | os.PathLike[str]) -> Path:
         path = path.with_suffix(".safetensors") if path.suffix == ".json" else path
         if not path.is_file():
             raise FileNotFoundError(f"there is no checkpoint file {str(path)!r}.")
+    if path.is_file():
+        if path.suffix != ".safetensors":
+            raise CheckpointError(
+                f"the file {str(path)!r} is no checkpoint: name one that ends in .safetensors, with its .json card "
+                "beside it, or the folder that holds them."
+            )
         return path
     raise unknown_name(
         "checkpoint",
@@ -161,7 +167,7 @@ def weights_path(name: str | os.PathLike[str]) -> Path:
 
 def _only_checkpoint(folder: Path) -> Path:
     """The one checkpoint of a folder; the states of a run lie there too, and their JSON is no card."""
-    found = []
+    found, parents = [], set()
     for path in sorted(folder.glob("*.safetensors")):
         try:
             content = _decode(path.with_suffix(".json"))
@@ -169,6 +175,9 @@ def _only_checkpoint(folder: Path) -> Path:
             continue
         if {"model", "sha256", "format"} <= set(content):
             found.append(path)
+            parents |= _named_parents(content)
+    # What another checkpoint builds on lies there for its sake.
+    found = [path for path in found if path.stem not in parents]
     if not found:
         raise FileNotFoundError(
             f"the folder {str(folder)!r} holds no checkpoint (a .safetensors file with its .json card): finish the "
@@ -180,6 +189,17 @@ def _only_checkpoint(folder: Path) -> Path:
             f"the folder {str(folder)!r} holds several checkpoints: name one of {names}."
         )
     return found[0]
+
+
+def _named_parents(content: dict[str, Any]) -> set[str]:
+    """The names of the checkpoints that one builds on, from a card that nobody has checked yet."""
+    parents = content.get("parents")
+    entries = parents.values() if isinstance(parents, dict) else ()
+    return {
+        entry["name"]
+        for entry in entries
+        if isinstance(entry, dict) and isinstance(entry.get("name"), str)
+    } - {content.get("name")}
 
 
 # --- Reading and writing ---------------------------------------------------------------------------------------------

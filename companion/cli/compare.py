@@ -7,11 +7,9 @@ from typing import Literal
 from companion.cli import DONE
 from companion.cli.flags import (
     UsageError,
-    options,
     require_at_least_one,
     require_features,
-    subjects,
-    wants_help,
+    subjects_and_options,
 )
 from companion.cli.output import as_json, require_free, table, write_json
 
@@ -65,10 +63,7 @@ example: companion compare digits/test gan --json numbers.json"""
 def run(arguments: Sequence[str]) -> int:
     """Runs `companion compare`."""
     prog = "companion compare REAL FAKE"
-    if wants_help(arguments):
-        options(CompareOptions(), ["--help"], prog, ABOUT)
-    (real, fake), rest = subjects(arguments, prog)
-    asked = options(CompareOptions(), rest, prog, ABOUT)
+    (real, fake), asked = subjects_and_options(CompareOptions(), arguments, prog, ABOUT)
     require_at_least_one(asked, "k", "batch_size")
     if asked.n is not None and asked.n < 10:
         raise UsageError(f"--n must be at least 10, got {asked.n}.")
@@ -77,6 +72,7 @@ def run(arguments: Sequence[str]) -> int:
 
     from companion.evaluation import Evaluator, compare_sides, side
     from companion.metrics.extractors import extractor
+    from companion.recipes import load_assembled
     from companion.training import launch
 
     first, second = (
@@ -95,7 +91,7 @@ def run(arguments: Sequence[str]) -> int:
         extractor=extractor(asked.features, weights=asked.weights) if asked.features else None,
         progress=asked.progress or None,
     )
-    found = compare_sides(first, second, evaluator, most=asked.n, k=asked.k)
+    found = compare_sides(first, second, evaluator, most=asked.n, k=asked.k, loader=load_assembled)
     if asked.json != "-":
         print(
             f"{found.real_images:,} real images of {real}, {found.fake_images:,} fake ones of {fake}, "

@@ -8,11 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from companion.cli import DONE
 from companion.cli.flags import (
     UsageError,
-    options,
     require_at_least_one,
     require_features,
-    subjects,
-    wants_help,
+    subjects_and_options,
 )
 from companion.cli.output import as_json, require_free, table, write_json
 
@@ -74,10 +72,7 @@ example: companion evaluate digit-cnn --json numbers.json"""
 def run(arguments: Sequence[str]) -> int:
     """Runs `companion evaluate`."""
     prog = "companion evaluate CHECKPOINT"
-    if wants_help(arguments):
-        options(EvaluateOptions(), ["--help"], prog, ABOUT)
-    (name,), rest = subjects(arguments, prog)
-    asked = options(EvaluateOptions(), rest, prog, ABOUT)
+    (name,), asked = subjects_and_options(EvaluateOptions(), arguments, prog, ABOUT)
     require_at_least_one(asked, "devices", "batch_size")
     require_features(asked.features, asked.weights)
     require_free(asked.json, asked.overwrite)
@@ -88,11 +83,10 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _measure(name: str, card: "Card", asked: EvaluateOptions) -> int:
-    from companion.checkpoints import load_checkpoint
     from companion.evaluation import Evaluator
     from companion.metrics.extractors import extractor
     from companion.recipes.base import Splits
-    from companion.recipes.making import recipe_of, settings_of
+    from companion.recipes.making import load_assembled, recipe_of, settings_of
     from companion.training import launch
 
     recipe = _on(recipe_of(card), asked)
@@ -108,7 +102,7 @@ def _measure(name: str, card: "Card", asked: EvaluateOptions) -> int:
         progress=asked.progress or None,
     )
     _require_fitting(card, splits)
-    measurements = recipe.evaluate(load_checkpoint(name, fabric.device), evaluator, splits)
+    measurements = recipe.evaluate(load_assembled(name, fabric.device), evaluator, splits)
     if fabric.global_rank != 0:
         return DONE
     content: dict[str, Any] = {
@@ -160,8 +154,11 @@ def _require_fitting(card: "Card", splits: "Splits") -> None:
 def _remarks(recipe: "Recipe", splits: "Splits") -> list[str]:
     """Says what the numbers do not: that some are missing, or are of images that the network has seen."""
     remarks = []
-    if recipe.data == "mnist" and recipe.test_data is None and splits.full_test is None:
-        remarks.append("MNIST's own test set is left out; get it with: companion fetch mnist")
+    if splits.has_full_test and splits.full_test is None:
+        data = recipe.data
+        remarks.append(
+            f"the test split of {data!r} is left out; get it with: companion fetch {data}"
+        )
     if splits.held_out.split == "train":
         remarks.append(
             "measured on the training images, as no others are known; for others give --data, or train with "

@@ -250,6 +250,21 @@ def subjects(arguments: Sequence[str], prog: str) -> tuple[list[str], list[str]]
     return list(arguments[: len(wanted)]), list(arguments[len(wanted) :])
 
 
+def subjects_and_options(
+    default: T, arguments: Sequence[str], prog: str, about: str
+) -> tuple[list[str], T]:
+    """Reads a command line of names and flags; see `subjects` and `options`.
+
+    Raises:
+        UsageError: as from those two.
+        SystemExit: after `--help`, with 0.
+    """
+    if wants_help(arguments):
+        options(default, ["--help"], prog, about)
+    names, rest = subjects(arguments, prog)
+    return names, options(default, rest, prog, about)
+
+
 def require_at_least_one(instance: Any, *names: str) -> None:
     """Raises `UsageError` for the first of some options that is below 1."""
     for name in names:

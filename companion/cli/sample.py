@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from companion.cli import DONE
-from companion.cli.flags import UsageError, options, require_at_least_one, subjects, wants_help
+from companion.cli.flags import UsageError, require_at_least_one, subjects_and_options
 from companion.cli.output import require_free, write
 
 if TYPE_CHECKING:
@@ -66,10 +66,7 @@ MOST_BYTES = 8 * 2**30  # of an array
 def run(arguments: Sequence[str]) -> int:
     """Runs `companion sample`."""
     prog = "companion sample CHECKPOINT"
-    if wants_help(arguments):
-        options(SampleOptions(), ["--help"], prog, ABOUT)
-    (name,), rest = subjects(arguments, prog)
-    asked = options(SampleOptions(), rest, prog, ABOUT)
+    (name,), asked = subjects_and_options(SampleOptions(), arguments, prog, ABOUT)
     require_at_least_one(asked, "n", "columns", "batch_size", "devices")
 
     from companion.checkpoints import load_card
@@ -107,14 +104,14 @@ def _require_room(card: "Card", asked: SampleOptions, out: Path) -> None:
 
 
 def _draw(name: str, card: "Card", asked: SampleOptions, out: Path) -> int:
-    from companion.checkpoints import load_checkpoint
     from companion.data import to_uint8
     from companion.evaluation import Evaluator
     from companion.evaluation.evaluator import Sampler
+    from companion.recipes import load_assembled
     from companion.training import launch
 
     fabric = launch(asked.devices, 1, asked.accelerator, "32-true")
-    network = load_checkpoint(name, fabric.device)
+    network = load_assembled(name, fabric.device)
     if not isinstance(network, Sampler):
         raise UsageError(cannot_sample(card))
     evaluator = Evaluator(

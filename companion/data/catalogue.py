@@ -7,7 +7,7 @@ import torch
 from companion.data import digits
 from companion.data.downloads import SOURCES, read_split
 from companion.data.images import ImageDataset
-from companion.data.sources import DATASETS
+from companion.data.sources import DATASETS, embedded
 from companion.errors import unknown_name
 
 SPLITS = ("train", "test")
@@ -50,7 +50,7 @@ def load(
         )
     if split not in SPLITS:
         raise unknown_name("split", split, SPLITS)
-    if name == "digits":
+    if embedded(name):
         return digits.load_digits(split)
     source, (images, labels) = SOURCES[name], read_split(name, split, root, download)
     return ImageDataset(

@@ -1,9 +1,16 @@
 """The image datasets that there are, and which of them are on disk; nothing here needs torch."""
 
+from typing import Literal
+
 from companion.data.downloads import SOURCES, cache_folder
 
 # `digits` comes with a package that is installed anyway; the others are downloaded.
 DATASETS = ("digits", *SOURCES)
+
+
+def kind_of(name: str) -> Literal["digits", "images"]:
+    """Returns the kind of a dataset's images (`ImageDataset.kind`), which say it themselves once they are loaded."""
+    return SOURCES[name].kind if name in SOURCES else "digits"
 
 
 def embedded(name: str) -> bool:

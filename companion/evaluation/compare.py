@@ -1,21 +1,25 @@
 """Two sets of images beside each other, wherever they come from."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from companion.checkpoints import checkpoint_names, load_card, load_checkpoint
+from companion.checkpoints import Card, checkpoint_names, load_card, load_checkpoint
 from companion.data import DATASETS, SPLITS, ImageDataset, folder, load, to_uint8
+from companion.data.sources import kind_of
 from companion.errors import unknown_name
 from companion.evaluation.evaluator import Evaluator, Sampler, seen_by
 from companion.measurement import Measurement
 from companion.metrics.compare import compare
 from companion.metrics.extractors import Extractor
 from companion.randomness import derive
+
+Loader = Callable[[str, torch.device], nn.Module]
 
 # As many as most papers draw for their FID.
 MOST_DRAWN = 50_000
@@ -95,7 +99,13 @@ def _is_run(path: Path) -> bool:
 
 
 def compare_sides(
-    real: Side, fake: Side, evaluator: Evaluator, *, most: int | None = None, k: int = 3
+    real: Side,
+    fake: Side,
+    evaluator: Evaluator,
+    *,
+    most: int | None = None,
+    k: int = 3,
+    loader: Loader = load_checkpoint,
 ) -> Comparison:
     """Measures two sides of a comparison.
 
@@ -106,6 +116,8 @@ def compare_sides(
         most: images of each side at most, drawn at random; as many are drawn from a checkpoint. None takes all, and
             draws as many as the other side has, but at most 50,000.
         k: neighbours that precision and recall look at.
+        loader: returns the network of a checkpoint, on a device; for checkpoints that build on others it is
+            `companion.recipes.load_assembled`.
 
     Raises:
         ValueError: if the images differ in size or colour, nothing is known to compare them by, there are too few, or a
@@ -113,7 +125,7 @@ def compare_sides(
     """
     there = [len(s.images) for s in (real, fake) if s.images is not None]
     count = min([most or MOST_DRAWN, *there]) if there else most or evaluator.samples
-    a, b = (_images(s, evaluator, count, most) for s in (real, fake))
+    a, b = (_images(s, evaluator, count, most, loader) for s in (real, fake))
     shapes = [tuple(d.images.shape[1:]) for d in (a, b)]
     if shapes[0] != shapes[1]:
         sizes = [
@@ -146,14 +158,16 @@ def compare_sides(
     return Comparison(found, extractor.name, len(a), len(b))
 
 
-def _images(one: Side, evaluator: Evaluator, count: int, most: int | None) -> ImageDataset:
+def _images(
+    one: Side, evaluator: Evaluator, count: int, most: int | None, loader: Loader
+) -> ImageDataset:
     """Returns the images of a side: all there are, or those that are drawn, but not more than asked for."""
     if one.images is not None:
         if most is None or len(one.images) <= most:
             return one.images
         return one.images.shuffled(derive(evaluator.seed, "chosen images"))[:most]
     assert one.checkpoint is not None  # a side has images or a checkpoint
-    card, network = load_card(one.checkpoint), load_checkpoint(one.checkpoint, evaluator.device)
+    card, network = load_card(one.checkpoint), loader(one.checkpoint, evaluator.device)
     if not isinstance(network, Sampler):
         kind = type(network).__name__
         raise ValueError(
@@ -161,7 +175,7 @@ def _images(one: Side, evaluator: Evaluator, count: int, most: int | None) -> Im
         )
     drawn = evaluator.draw(network.sample, count, measure=to_uint8)
     # Nobody labels what is drawn; but a network of digits draws digits, which the digit classifier can judge.
-    digits = card.data.get("name") in ("digits", "mnist") and drawn.shape[1:] == (1, 28, 28)
+    digits = kind_of_data(card) == "digits"
     return ImageDataset(
         images=drawn,
         labels=torch.zeros(len(drawn), dtype=torch.int64),
@@ -172,9 +186,18 @@ def _images(one: Side, evaluator: Evaluator, count: int, most: int | None) -> Im
     )
 
 
+def kind_of_data(card: Card) -> str:
+    """Returns the kind of the images that a checkpoint was trained on; older cards tell it by the data's name only."""
+    name = card.data.get("name")
+    usual = kind_of(name) if name in DATASETS else "images"
+    return str(card.data.get("kind", usual))
+
+
 def _features(
     evaluator: Evaluator, extractor: Extractor, images: ImageDataset, what: str
 ) -> tuple[Tensor, Tensor | None]:
     """Returns the features of images and, where the extractor has classes, their probabilities."""
-    found = evaluator.each(lambda x, _: seen_by(extractor, x), images, what)
+    found = evaluator.each(
+        lambda batch, _: seen_by(extractor, batch.require_images()), images, what
+    )
     return found["features"], found.get("probabilities")

@@ -27,7 +27,13 @@ if TYPE_CHECKING:
     from companion.recipes.digit_cnn import DigitCNNRecipe
     from companion.recipes.gan import GANRecipe
     from companion.recipes.image_to_image import ImageToImageRecipe
-    from companion.recipes.making import Interrupted, Unmeasured, make_checkpoint, recipe_of
+    from companion.recipes.making import (
+        Interrupted,
+        Unmeasured,
+        load_assembled,
+        make_checkpoint,
+        recipe_of,
+    )
     from companion.recipes.masked_autoencoder import MaskedAutoencoderRecipe
     from companion.recipes.vae import VAERecipe
     from companion.recipes.vae_gan import VAEGANRecipe
@@ -46,6 +52,7 @@ __all__ = [
     "Unmeasured",
     "VAEGANRecipe",
     "VAERecipe",
+    "load_assembled",
     "make_checkpoint",
     "recipe_of",
     "without_held_out",
@@ -64,6 +71,7 @@ _HOME = {
     "Unmeasured": "making",
     "VAEGANRecipe": "vae_gan",
     "VAERecipe": "vae",
+    "load_assembled": "making",
     "make_checkpoint": "making",
     "recipe_of": "making",
     "without_held_out": "base",

@@ -18,6 +18,7 @@ from companion.checkpoints.weights import config_class
 from companion.data import DATASETS, DataError, ImageDataset, folder, load
 from companion.data.digits import is_held_out
 from companion.data.downloads import SOURCES
+from companion.data.sources import embedded, kind_of
 from companion.errors import unknown_name
 from companion.evaluation import Evaluator
 from companion.measurement import Measurement
@@ -179,7 +180,8 @@ class Recipe(TrainingSettings, ABC, Generic[N]):
         with initialisation(self.seed):
             network = self.model(config)
         # Of this class by construction; a class variable cannot name a type parameter.
-        return self.losses(cast(N, network), parents or {})
+        objective = self.losses(cast(N, network), parents or {})
+        return dataclasses.replace(objective, parents=dict(parents or {}))
 
     # --- Data and measures ------------------------------------------------------------------------------------
 
@@ -200,12 +202,23 @@ class Recipe(TrainingSettings, ABC, Generic[N]):
         if self.classes(train):
             _ = splits.labelled_tests  # raises for a class that the network does not know
 
+    def assemble(self, network: N, parents: Mapping[str, nn.Module]) -> nn.Module:
+        """Returns a trained network as it is used and measured: by itself, or with what it builds on.
+
+        A prior over codes, say, is put together with the decoder of its parent, so that images can be drawn.
+
+        Args:
+            network: of the class `model`.
+            parents: the networks that `parents` names, by their roles.
+        """
+        return network
+
     @abstractmethod
-    def evaluate(self, network: N, evaluator: Evaluator, splits: "Splits") -> list[Measurement]:
+    def evaluate(self, network: Any, evaluator: Evaluator, splits: "Splits") -> list[Measurement]:
         """Measures what applies to this model, on images that it has not seen.
 
         Args:
-            network: trained, on the evaluator's device, in evaluation mode.
+            network: trained, as `assemble` returns it, on the evaluator's device, in evaluation mode.
             evaluator: has the measures, the number of samples, the seed, and the processes to share the work.
             splits: the images to measure on, and those it was trained on.
         """
@@ -259,7 +272,7 @@ class Splits:
 
     @cached_property
     def train(self) -> ImageDataset:
-        """The images to train on; MNIST comes without the book's 1,000 held-out digits.
+        """The images to train on; sets of digits come without the book's 1,000 held-out ones.
 
         Raises:
             FileNotFoundError, DataError: as from `companion.data.load` and `companion.data.folder`.
@@ -269,13 +282,14 @@ class Splits:
         if is_path(data):
             return self._own[0]
         found = self._load(data, "train")
-        return without_held_out(found) if data == "mnist" else found
+        # The embedded digits are divided already.
+        return without_held_out(found) if found.kind == "digits" and not embedded(data) else found
 
     @cached_property
     def held_out(self) -> ImageDataset:
         """The images to measure on.
 
-        For digits, whether `digits` or `mnist`, these are the book's 1,000; for the other data sets their test
+        For sets of digits these are the book's 1,000; for the other data sets their test
         split; for images of your own those of `test_data`, or the `validation` share, or else, as `split` says, the
         training images themselves.
 
@@ -288,19 +302,27 @@ class Splits:
             return with_classes(found, self.classes) if same_classes(found, self.classes) else found
         if is_path(data):
             return self._own[0] if self._own[1] is None else self._own[1]
-        return load("digits", "test") if data in ("digits", "mnist") else self._load(data, "test")
+        return load("digits", "test") if kind_of(data) == "digits" else self._load(data, "test")
+
+    @property
+    def has_full_test(self) -> bool:
+        """Whether the data have a test split of their own beside `held_out`, as MNIST's 10,000 test digits are."""
+        data = self.recipe.data
+        if is_path(data) or self.recipe.test_data is not None:
+            return False
+        return kind_of(data) == "digits" and not embedded(data)
 
     @cached_property
     def full_test(self) -> ImageDataset | None:
-        """MNIST's own 10,000 test digits, where the data are MNIST.
+        """That test split, if there is one and it is on disk.
 
         A checkpoint that ships can so be measured offline, on the held-out digits alone: test digits that are not on
         disk are left out, and never fetched here. Whoever wants them measured says so by `test_data="mnist"`.
         """
-        if self.recipe.data != "mnist" or self.recipe.test_data is not None:
+        if not self.has_full_test:
             return None
         try:
-            return load("mnist", "test", root=self.root, download=False)
+            return load(self.recipe.data, "test", root=self.root, download=False)
         except DataError:
             return None
 
@@ -312,7 +334,7 @@ class Splits:
             return tuple(self._classes)
         if is_path(data):
             return self.train.classes
-        return load(data).classes if data == "digits" else SOURCES[data].classes
+        return load(data).classes if embedded(data) else SOURCES[data].classes
 
     @property
     def labelled_tests(self) -> list[ImageDataset]:

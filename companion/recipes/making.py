@@ -12,16 +12,20 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from companion.checkpoints import (
+    SHIPPED,
     Card,
     load_card,
     load_checkpoint,
+    load_parent,
     save_card,
     save_checkpoint,
     stored_state,
 )
+from companion.checkpoints.card import weights_path
 from companion.devices import default_device
 from companion.errors import unknown_name
 from companion.evaluation import Evaluator
+from companion.files import write_atomically
 from companion.measurement import Measurement
 from companion.recipes.base import Recipe, Root, Splits
 from companion.recipes.registry import RECIPES
@@ -145,9 +149,51 @@ def make_checkpoint(
     network.load_state_dict(stored_state(network))
     card = _card(recipe, name, fabric, outcome, evaluator, about)
     if fabric.global_rank == 0:
+        for at in recipe.parents().values():
+            put_beside(at, Path(directory))
         card = save_checkpoint(network, card, directory)
     fabric.barrier()
-    return _measured(recipe, card, network, evaluator, splits, Path(directory))
+    whole = recipe.assemble(network, networks).eval()
+    return _measured(recipe, card, whole, evaluator, splits, Path(directory))
+
+
+def put_beside(checkpoint: str | PathLike[str], directory: Path) -> None:
+    """Copies a checkpoint into the folder of one that builds on it, so that the folder is complete in itself.
+
+    What ships with the package is found everywhere and stays where it is.
+    """
+    weights = weights_path(checkpoint)
+    if weights.parent in (SHIPPED, directory):
+        return
+    directory.mkdir(parents=True, exist_ok=True)
+    for path in (weights, weights.with_suffix(".json")):
+        write_atomically(directory / path.name, path.read_bytes())
+
+
+def load_assembled(
+    checkpoint: str | PathLike[str], device: str | torch.device = "cpu"
+) -> nn.Module:
+    """Loads a checkpoint as it is used: with those that it builds on, such as a prior with its decoder.
+
+    Args:
+        checkpoint: a name, path or folder, as for `companion.load_checkpoint`. What it builds on lies beside it or
+            ships with the package.
+        device: where the networks go.
+
+    Returns:
+        What its recipe makes of them, in evaluation mode; the network itself where it builds on nothing.
+
+    Raises:
+        ValueError, FileNotFoundError, CheckpointError: as from `companion.load_checkpoint`; also if something that it
+            builds on is missing, or is not what it was trained with.
+    """
+    card, network = load_card(checkpoint), load_checkpoint(checkpoint, device)
+    roles = [role for role in card.parents if role != INITIAL]
+    if not roles:
+        return network
+    folder = weights_path(checkpoint).parent
+    parents = {role: load_parent(card, role, folder, device) for role in roles}
+    return recipe_of(card).assemble(network, parents).eval()
 
 
 def initial_weights(
@@ -268,6 +314,7 @@ def provenance(recipe: Recipe, splits: Splits) -> dict[str, Any]:
         "split": train.split,
         "images": len(train),
         "sha256": train.sha256,
+        "kind": train.kind,
         "classes": list(train.classes),
     }
     if held_out is train:

@@ -136,7 +136,8 @@ def fingerprint(trainer: Trainer) -> dict[str, Any]:
     """Returns what a run must have in common with its saved states, as JSON has it.
 
     That is every setting, nested ones under their own names, with "auto" as what it means here; the weights that it
-    began with; and of the data the content's hash, or for bare tensors their types and shapes.
+    began with, and those of the networks that it builds on; and of the data the content's hash, or for bare tensors
+    their types and shapes.
     """
     data = trainer.data
     if isinstance(data, ImageDataset):
@@ -149,6 +150,8 @@ def fingerprint(trainer: Trainer) -> dict[str, Any]:
     else:
         about = {"data's tensors": [[str(t.dtype), *t.shape] for t in data]}
     about["initial weights' SHA-256"] = trainer.start_sha256
+    for role, sha256 in trainer.parents_sha256.items():
+        about[f"SHA-256 of the parent {role!r}"] = sha256
     settings = _flat(dataclasses.asdict(trainer.settings)) | {"precision": trainer.precision}
     return json.loads(json.dumps(about | settings, default=str))
 

@@ -92,11 +92,13 @@ class Objective(Generic[N]):
         network: everything with weights; this is what is saved.
         phases: the turns of a step, in their order.
         sample: draws images in [−1, 1] from a network (or its average), for the sample sheets; or None.
+        parents: networks that the losses use and nobody trains, by their roles; a run goes on with the same ones only.
     """
 
     network: N
     phases: tuple[Phase, ...]
     sample: Callable[[N, int, Source], Tensor] | None = None
+    parents: Mapping[str, nn.Module] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         names = [phase.name for phase in self.phases]
@@ -235,6 +237,7 @@ class Trainer:
         step: the steps done.
         precision: of this training, "32-true" or "bf16-mixed", whatever "auto" in the settings means here.
         start_sha256: the hash of the weights given to begin with; None where there were none.
+        parents_sha256: the hashes of the weights of the objective's parents, by their roles.
 
     Raises:
         ValueError: if the data are fewer than a batch, differ in length, the batch cannot be divided among
@@ -266,6 +269,9 @@ class Trainer:
         self._share = _share(fabric, settings)
         self._place(data)
         self.start_sha256 = None if start is None else _fingerprint(start)
+        self.parents_sha256 = {
+            role: _fingerprint(parent.state_dict()) for role, parent in objective.parents.items()
+        }
         if start is not None:
             _begin_with(objective.network, start)
         network = objective.network.to(device)

@@ -260,6 +260,16 @@ def test_a_path_that_leads_nowhere(tmp_path):
         load_card("../none")
 
 
+@pytest.mark.parametrize("file", ["log.csv", "weights.pt", "notes"])
+def test_another_file_is_no_checkpoint(file, tmp_path, monkeypatch):
+    """Whether its path has a folder in it or not, it is told what to name instead."""
+    (tmp_path / file).write_text("step,loss\n1,0.5\n")
+    monkeypatch.chdir(tmp_path)
+    for name in (file, f"./{file}", tmp_path / file):
+        with pytest.raises(CheckpointError, match=r"is no checkpoint: name one .*\.safetensors"):
+            load_checkpoint(name)
+
+
 def test_a_folder_stands_for_its_one_checkpoint(small, monkeypatch):
     folder = small.parent
     # As a run leaves it: states beside the checkpoint, each with JSON that is no card.

@@ -152,7 +152,7 @@ def test_unknown_data_are_named_with_the_nearest(name, tmp_path, monkeypatch):
         ({"image_size": 0}, "image_size must be a whole number"),
         ({"widht": 3}, "unknown setting 'widht'. Did you mean 'width'"),
         ({"width": -1}, "width must be a whole number"),
-        ({"steps": 0}, "steps must be at least 1"),
+        ({"steps": 0}, "steps must be a whole number from 1"),
     ],
 )
 def test_settings_that_cannot_be(settings, message):
