@@ -53,7 +53,8 @@ class SpectralNorm(nn.Module):
         even = torch.full_like(matrix[0], matrix.shape[1] ** -0.5)
         self.register_buffer("u", u)
         self.register_buffer("v", _direction(matrix.T @ u, even))
-        for _ in range(FIRST_STEPS):
+        # Where a network is only measured for size, there are no values to iterate on, and each step is slow.
+        for _ in range(0 if matrix.is_meta else FIRST_STEPS):
             self._iterate(matrix)
 
     @torch.no_grad()
