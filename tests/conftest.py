@@ -1,13 +1,45 @@
 """What all tests share."""
 
-import matplotlib as mpl
-import pytest
-import torch
+from __future__ import annotations
 
-mpl.use("agg")
+import importlib
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    import torch
+
+os.environ["MPLBACKEND"] = "agg"
+
+BENEATH = (
+    "beartype",
+    "einops",
+    "lightning_fabric",
+    "matplotlib.pyplot",
+    "msgspec",
+    "scipy.stats",
+    "sklearn.linear_model",
+    "torchmetrics",
+)
+
+
+def pytest_collection(session: pytest.Session) -> None:
+    """Imports what `companion` is built on before any test imports `companion`.
+
+    Within the hook that adds the type checks, Python looks for compiled modules under names of its own, and so would
+    compile two thousand modules of other packages again in every process. The process that only hands the tests out
+    imports nothing: its workers wait for it.
+    """
+    if not session.config.getoption("numprocesses", None):
+        for name in BENEATH:
+            importlib.import_module(name)
 
 
 @pytest.fixture
 def generator() -> torch.Generator:
     """A random stream of the test's own."""
+    import torch
+
     return torch.Generator().manual_seed(0)

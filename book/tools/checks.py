@@ -17,6 +17,10 @@ BIN = Path(sys.executable).parent
 # Two notebooks at a time with one thread each do more work on two cores than one with two threads.
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 PYTEST = [str(BIN / "python"), "-m", "pytest", "-q"]
+# Two at a time, without nbval, whose import takes as long as PyTorch's. Many tests start a Python of their own:
+# compiled modules are kept even where the environment asks for none, or each would compile them again.
+UNIT_TESTS = [*PYTEST, "tests", "--ignore=tests/book", "-p", "no:nbval", "-n", "2"]
+FOR_UNIT_TESTS = {**ONE_THREAD, "PYTHONDONTWRITEBYTECODE": ""}
 
 # The README's commands use one copy of the book and so stay in one process; pages go to whichever is free. The README
 # comes first, since its longest command is longer than any page.
@@ -33,13 +37,14 @@ QUICK: list[tuple[str, list[str], dict[str, str]]] = [
     ("types", [str(BIN / "mypy")], {}),
     (
         "unit tests",
-        [*PYTEST, "-n", "2", "--dist", "loadfile", "tests", "--ignore=tests/book", "--durations=5"],
-        ONE_THREAD,
+        [*UNIT_TESTS, "--dist", "loadfile", "-m", "not system", "--durations=5"],
+        FOR_UNIT_TESTS,
     ),
 ]
 
 STEPS: list[tuple[str, list[str], dict[str, str]]] = [
     *QUICK,
+    ("system tests", [*UNIT_TESTS, "--dist", "load", "-m", "system", "-rs"], FOR_UNIT_TESTS),
     (
         "notebook checks",
         [*PYTEST, "tests/book", *(f"--ignore={path}" for path in ON_THE_BUILT_BOOK)],

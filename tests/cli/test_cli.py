@@ -643,6 +643,7 @@ def test_python_m_companion_ends_with_the_exit_code(monkeypatch, capsys):
     assert len(said.splitlines()) == 1
 
 
+@pytest.mark.system
 def test_two_processes_sample_and_evaluate_as_one_does(vae, tmp_path):
     words = [str(vae), "--devices", "2", "--accelerator", "cpu", "--batch-size", "16"]
     result = companion("sample", *words, "--n", "40", "--out", "two.npy", cwd=tmp_path)
@@ -664,6 +665,7 @@ def test_two_processes_sample_and_evaluate_as_one_does(vae, tmp_path):
     assert values[1] == pytest.approx(values[0], rel=1e-3)
 
 
+@pytest.mark.system
 def test_two_processes_train_one_checkpoint(pictures, tmp_path):
     words = ["train", "vae", *VAE, "--steps", "3", "--batch-size", "8", "--samples", "20"]
     words += ["--precision", "32-true", "--accelerator", "cpu"]

@@ -59,7 +59,11 @@ class Server:
         return int(self._line())
 
     def train(self, folder: Path, **options) -> tuple[int, str]:
-        """Runs a training to its end; returns its exit code and the last line it wrote."""
+        """Runs a training to its end; returns its exit code and the last line it wrote.
+
+        With slurm=True there are two processes, which find one another as those that srun starts do; the exit code is
+        that of one that failed, if one did, and the line is the first one's.
+        """
         self.start(folder, **options)
         self.number()
         code = self.wait()

@@ -100,6 +100,7 @@ def test_kills_change_nothing_where_nothing_is_saved_yet(server, result, undistu
     assert result(folder) == result(reference)
 
 
+@pytest.mark.system
 def test_a_kill_of_a_whole_program(server, worker, result, tmp_path):
     """As a user would: a program that Python starts, `kill -9`, and the same program again."""
     folder, steps = tmp_path / "run", 200

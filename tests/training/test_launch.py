@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -32,9 +31,9 @@ def finish(process: subprocess.Popen) -> dict:
     return json.loads(output.splitlines()[-1])
 
 
-def start(worker, options: dict, *by: str, task: str = "train", **more: str) -> subprocess.Popen:
+def start(worker, options: dict, *by: str, **more: str) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, *by, worker.__file__, task, json.dumps(options)],
+        [sys.executable, *by, worker.__file__, "train", json.dumps(options)],
         env=os.environ | {"OMP_NUM_THREADS": "1"} | more,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -68,6 +67,7 @@ def assert_same_training(folder, reference):
     torch.testing.assert_close(*rows, rtol=1e-5, atol=0)
 
 
+@pytest.mark.system
 def test_two_processes_train_sample_and_measure_as_one(worker, alone, tmp_path):
     """Started by the engine itself."""
     reference, expected = alone
@@ -83,15 +83,15 @@ def test_two_processes_train_sample_and_measure_as_one(worker, alone, tmp_path):
 
 
 @pytest.mark.parametrize("objective", ["gan", "vae-gan"])
-def test_two_processes_play_the_same_game_as_one(objective, worker, server, tmp_path):
+def test_two_processes_play_the_same_game_as_one(objective, server, tmp_path):
     """Batch statistics of all processes, spectral norms, the penalty's places and every player's noise included.
 
     Rounding grows faster in a game than in a descent, and the penalty takes second derivatives of it.
     """
     options = {"objective": objective, "settings": {"steps": 6}, "save_every": 6, "log_every": 1}
-    code, line = server.train(tmp_path / "one", **options)
-    assert code == 0, line
-    finish(start(worker, options | {"folder": str(tmp_path / "two"), "devices": 2}))
+    for name, more in (("one", {}), ("two", {"slurm": True})):
+        code, line = server.train(tmp_path / name, **options, **more)
+        assert code == 0, line
     one, two = (load_state(state_path(tmp_path / name, 6))["training"] for name in ("one", "two"))
     torch.testing.assert_close(two["network"], one["network"], rtol=1e-3, atol=1e-4)
     rows = [
@@ -101,11 +101,10 @@ def test_two_processes_play_the_same_game_as_one(objective, worker, server, tmp_
     torch.testing.assert_close(*rows, rtol=2e-3, atol=1e-4)
 
 
-def test_what_processes_tell_one_another(worker, tmp_path):
+def test_what_processes_tell_one_another(server, worker, tmp_path):
     """Gradients that not all of them have, the buffers of rank zero, and rows of all."""
-    process = start(worker, {"folder": str(tmp_path)}, "-W", "error::FutureWarning", task="ranks")
-    _, errors = process.communicate(timeout=200)
-    assert process.returncode == 0, errors
+    code, line = server.train(tmp_path, task="ranks", slurm=True)
+    assert code == 0, line
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     for found in ranks:
         # Means over two: of 1 and 2, of nothing and 6, of nothing and 1.
@@ -129,6 +128,7 @@ def test_what_processes_tell_one_another(worker, tmp_path):
     torch.testing.assert_close(ranks[0]["parameters"], ranks[1]["parameters"], rtol=0, atol=0)
 
 
+@pytest.mark.system
 def test_a_worker_that_dies_is_started_again(worker, alone, tmp_path):
     """Under torchrun, and each worker goes through its share of a batch in two parts."""
     folder, flag = tmp_path / "run", tmp_path / "died"
@@ -144,6 +144,7 @@ def test_a_worker_that_dies_is_started_again(worker, alone, tmp_path):
     assert_same_training(folder, alone[0])
 
 
+@pytest.mark.system
 def test_sigterm_stops_all_processes_at_the_same_step(worker, tmp_path):
     folder = tmp_path / "run"
     settings = {"steps": 100_000, "decay": "constant"}
@@ -161,36 +162,11 @@ def test_sigterm_stops_all_processes_at_the_same_step(worker, tmp_path):
     assert state["training"]["step"] == saved_steps(folder)[0]
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def test_slurm(worker, alone, tmp_path):
-    """Two tasks as srun starts them: by nothing but SLURM's variables."""
-    options = OPTIONS | {"folder": str(tmp_path / "run")}
-    for _ in range(3):  # another program may take the port before we do
-        slurm = {
-            "SLURM_NTASKS": "2",
-            "SLURM_NTASKS_PER_NODE": "2",
-            "SLURM_NNODES": "1",
-            "SLURM_NODEID": "0",
-            "SLURM_NODELIST": "127.0.0.1",
-            "SLURM_JOB_ID": "1234",
-            "SLURM_JOB_NAME": "train",
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(free_port()),
-        }
-        tasks = [
-            start(worker, options, SLURM_PROCID=str(rank), SLURM_LOCALID=str(rank), **slurm)
-            for rank in range(2)
-        ]
-        results = [task.communicate(timeout=200) for task in tasks]
-        if "EADDRINUSE" not in results[0][1]:
-            break
-    assert [task.returncode for task in tasks] == [0, 0], results
-    assert json.loads(results[0][0].splitlines()[-1]) == {"step": STEPS, "signal": 0}
+def test_slurm(server, alone, tmp_path):
+    """Two tasks that know of one another by nothing but the variables that srun sets."""
+    code, line = server.train(tmp_path / "run", slurm=True, **OPTIONS)
+    assert code == 0, line
+    assert json.loads(line) == {"step": STEPS, "signal": 0}
     assert_same_training(tmp_path / "run", alone[0])
 
 
@@ -214,22 +190,11 @@ def test_nodes_without_a_launcher():
         launch(nodes=2)
 
 
+@pytest.mark.system
 def test_ctrl_c_ends_a_launch_that_waits(worker, tmp_path):
     """One of two tasks, whose partner never comes: it waits outside Python."""
-    slurm = {
-        "SLURM_NTASKS": "2",
-        "SLURM_NTASKS_PER_NODE": "2",
-        "SLURM_NNODES": "1",
-        "SLURM_NODEID": "0",
-        "SLURM_NODELIST": "127.0.0.1",
-        "SLURM_JOB_ID": "1234",
-        "SLURM_JOB_NAME": "train",
-        "SLURM_PROCID": "0",
-        "SLURM_LOCALID": "0",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(free_port()),
-    }
-    process = start(worker, OPTIONS | {"folder": str(tmp_path / "run")}, **slurm)
+    environment = worker.slurm(0, worker.free_port())
+    process = start(worker, OPTIONS | {"folder": str(tmp_path / "run")}, **environment)
     try:
         for line in process.stderr:
             if "Initializing distributed" in line:

@@ -1,7 +1,6 @@
 """Trainings in processes of their own, which the tests then kill.
 
     python worker.py train OPTIONS     trains as the JSON says
-    python worker.py ranks OPTIONS     writes what two processes have told one another
     python worker.py serve             forks a training for every line of JSON and says how it ended
 
 Forking from a process that has imported everything takes milliseconds, where starting Python takes seconds.
@@ -11,8 +10,10 @@ import json
 import os
 import resource
 import signal
+import socket
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import torch
@@ -279,8 +280,9 @@ class Uneven(nn.Module):
         return {"loss": loss}
 
 
-def ranks(options: dict) -> None:
+def ranks(options: dict) -> dict:
     """Writes what each of two processes has after what they tell one another."""
+    warnings.simplefilter("error", FutureWarning)
     fabric = launch(2, accelerator="cpu")
     network = Uneven(fabric.global_rank)
     objective = single_objective(network, network.loss)
@@ -297,6 +299,51 @@ def ranks(options: dict) -> None:
         "number": gather(fabric, torch.tensor(fabric.global_rank)),
     }
     torch.save(found, Path(options["folder"]) / f"{fabric.global_rank}.pt")
+    return {}
+
+
+TASKS = {"train": train, "ranks": ranks}
+
+
+def slurm(rank: int, port: int) -> dict[str, str]:
+    """What srun tells one of two tasks."""
+    return {
+        "SLURM_NTASKS": "2",
+        "SLURM_NTASKS_PER_NODE": "2",
+        "SLURM_NNODES": "1",
+        "SLURM_NODEID": "0",
+        "SLURM_NODELIST": "127.0.0.1",
+        "SLURM_JOB_ID": "1234",
+        "SLURM_JOB_NAME": "train",
+        "SLURM_PROCID": str(rank),
+        "SLURM_LOCALID": str(rank),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def fork(options: dict, stderr: str, environment: dict[str, str]) -> int:
+    """Does a task in a process of its own, and returns its number."""
+    child = os.fork()
+    if child:
+        return child
+    code = 1
+    try:
+        os.environ.update(environment)
+        with open(stderr, "a") as file:
+            os.dup2(file.fileno(), 2)
+        print(json.dumps(TASKS[options.pop("task", "train")](options)), file=sys.stderr, flush=True)
+        code = 0
+    except BaseException as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+    finally:
+        os._exit(code)
 
 
 def serve() -> None:
@@ -304,33 +351,27 @@ def serve() -> None:
     print("ready", flush=True)
     for line in sys.stdin:
         options = json.loads(line)
-        delay = options.pop("kill_after", None)
-        child = os.fork()
-        if child == 0:
-            code = 1
-            try:
-                with open(options.pop("stderr"), "a") as file:
-                    os.dup2(file.fileno(), 2)
-                print(json.dumps(train(options)), file=sys.stderr, flush=True)
-                code = 0
-            except BaseException as error:
-                print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
-            finally:
-                os._exit(code)
+        delay, stderr = options.pop("kill_after", None), options.pop("stderr")
+        if options.pop("slurm", False):
+            port = free_port()
+            # What the second one says goes to a file of its own.
+            files = (stderr, f"{stderr}.1")
+            children = [fork(options, file, slurm(i, port)) for i, file in enumerate(files)]
+        else:
+            children = [fork(options, stderr, {})]
         if delay is None:
-            print(child, flush=True)
+            print(children[0], flush=True)
         else:
             time.sleep(delay)
-            os.kill(child, signal.SIGKILL)  # not waited for yet, so the number is still its own
-        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+            os.kill(children[0], signal.SIGKILL)  # not waited for yet, so the number is its own
+        codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+        print(next((code for code in codes if code), 0), flush=True)
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     if sys.argv[1] == "serve":
         serve()
-    elif sys.argv[1] == "ranks":
-        ranks(json.loads(sys.argv[2]))
     else:
         result = train(json.loads(sys.argv[2]))
         if result:
