@@ -20,7 +20,8 @@ $(VENV)/.ready: requirements.txt pyproject.toml
 book: $(VENV)/.ready
 	@$(BIN)/python book/tools/build.py
 
-# Lint, format, layering, types and unit tests: what a change of the package needs before it is committed.
+# Lint, format, layering, types and unit tests: what a change of the package needs before it is committed. Tests that
+# start whole programs are left to `make test`.
 check: $(VENV)/.ready
 	@$(BIN)/python book/tools/checks.py --quick
 

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import importlib
-import os
 from typing import TYPE_CHECKING
 
 import pytest
 
 if TYPE_CHECKING:
     import torch
-
-os.environ["MPLBACKEND"] = "agg"
 
 BENEATH = (
     "beartype",
@@ -35,6 +32,9 @@ def pytest_collection(session: pytest.Session) -> None:
     if not session.config.getoption("numprocesses", None):
         for name in BENEATH:
             importlib.import_module(name)
+        import matplotlib as mpl
+
+        mpl.use("agg")
 
 
 @pytest.fixture

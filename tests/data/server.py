@@ -39,6 +39,7 @@ class Site:
     plans: dict[str, list] = field(default_factory=dict)
     requests: list[tuple[str, str | None, int]] = field(default_factory=list)
     url: str = ""
+    over: threading.Event = field(default_factory=threading.Event)  # nobody asks any more
     sent: int = 0  # bytes of endless bodies
 
     def asked(self, path: str) -> list[tuple[str | None, int]]:
@@ -59,10 +60,8 @@ class _Handler(BaseHTTPRequestHandler):
         plan = site.plans.get(path, ["ok"])
         how = plan.pop(0) if len(plan) > 1 else plan[0]
         data = site.files.get(path)
-        if how == "hang":
-            time.sleep(1.0)
-        if how == "slow":
-            time.sleep(0.3)
+        if how in ("hang", "slow"):
+            site.over.wait(1.0 if how == "hang" else 0.3)
         status = how if isinstance(how, int) else 200 if data is not None else 404
         wanted = self.headers.get("Range")
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
@@ -139,7 +138,8 @@ class _Handler(BaseHTTPRequestHandler):
         for byte in data[:100]:
             self.wfile.write(bytes([byte]))
             self.wfile.flush()
-            time.sleep(0.02)
+            if self.site.over.wait(0.02):
+                return
 
     def answer(
         self, status: int, body: bytes, headers: dict | None = None, length: int | None = -1
@@ -169,6 +169,7 @@ def serving() -> Iterator[Site]:
     try:
         yield site
     finally:
+        site.over.set()
         server.shutdown()
         server.server_close()
         thread.join()

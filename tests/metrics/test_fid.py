@@ -243,34 +243,33 @@ def test_what_is_returned_is_a_copy():
     torch.testing.assert_close(statistics.covariance, before)
 
 
-ONE_OF_TWO_PROCESSES = """
-import json, sys
+TWO_PROCESSES = """
+import json, os, sys
 import torch
 import torch.distributed as dist
 from companion.metrics import FeatureStatistics
 
-rank, store = int(sys.argv[1]), sys.argv[2]
+# The second one is forked, as to start and to import takes longer than all the rest.
+child = os.fork()
+rank, store = int(child == 0), sys.argv[1]
 dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
 x = torch.arange(150, dtype=torch.float64).view(50, 3) ** 1.5 + 100
 statistics = FeatureStatistics.of((x[:11], x[11:])[rank]).all_reduce()
-print(json.dumps([statistics.count, statistics.mean.tolist(), statistics.covariance.tolist()]))
+found = [statistics.count, statistics.mean.tolist(), statistics.covariance.tolist()]
+with open(f"{store}.{rank}", "w") as file:
+    json.dump(found, file)
 dist.destroy_process_group()
+if child:
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
 
 
 def test_all_processes_together(tmp_path):
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", ONE_OF_TWO_PROCESSES, str(rank), str(tmp_path / "store")],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    outputs = [process.communicate(timeout=200)[0] for process in processes]
+    store = tmp_path / "store"
+    subprocess.run([sys.executable, "-c", TWO_PROCESSES, store], timeout=200, check=True)
     x = torch.arange(150, dtype=torch.float64).view(50, 3) ** 1.5 + 100
-    for output in outputs:
-        count, mean, covariance = json.loads(output)
+    for rank in range(2):
+        count, mean, covariance = json.loads((tmp_path / f"store.{rank}").read_text())
         assert count == 50
         np.testing.assert_allclose(mean, x.mean(0), rtol=1e-12)
         np.testing.assert_allclose(covariance, torch.cov(x.T), rtol=1e-9)

@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import warnings
 from pathlib import Path
 
@@ -189,11 +190,18 @@ def test_damaged_states(worker, tmp_path):
     assert ends["trained"] > 10, ends
 
 
-@pytest.mark.parametrize("seed", range(25))
-def test_a_run_goes_on_from_the_older_state_or_says_why_not(worker, tmp_path, seed):
-    """The whole way, signed changes included: a documented error, or an end."""
-    folder = tmp_path / "run"
+@pytest.fixture(scope="module")
+def finished(worker, tmp_path_factory):
+    """The folder of a run with two states."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
     run(worker.trainer("denoiser", steps=STEPS), folder, save_every=2, progress=False)
+    return folder
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_a_run_goes_on_from_the_older_state_or_says_why_not(worker, finished, tmp_path, seed):
+    """The whole way, signed changes included: a documented error, or an end."""
+    folder = shutil.copytree(finished, tmp_path / "run")
     rng = random.Random(seed)
     path = state_path(folder, STEPS).with_suffix(".json")
     path.write_bytes((resigned if seed % 2 else mutated)(path.read_bytes(), rng))

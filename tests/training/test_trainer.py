@@ -359,10 +359,13 @@ def leaves(value, path=()):
             yield from leaves(item, (*path, key))
 
 
-def at(state, path):
+def branched(state, path):
+    """A nested state that shares all with another but the dictionaries along a path; and the last of these."""
+    root = parent = dict(state)
     for key in path:
-        state = state[key]
-    return state
+        parent[key] = dict(parent[key])
+        parent = parent[key]
+    return root, parent
 
 
 WRONG = {
@@ -393,8 +396,7 @@ def test_a_state_with_anything_wrong_is_refused_before_anything_is_loaded(worker
     before = state_bits(fresh.state_dict())
     refused = 0
     for path, key in leaves(good):
-        state = copy.deepcopy(good)
-        parent = at(state, path)
+        state, parent = branched(good, path)
         old = parent[key]
         WRONG[how](parent, key)
         number = isinstance(old, torch.Tensor) and old.ndim == 0 and old.is_floating_point()
