@@ -4,15 +4,15 @@
     python book/tools/toy_games.py --only ring        those on the ring
 
 The code is the chapter's own: the cells tagged `recorded-game` are run from the notebook, so that the record cannot
-be of another game than the one that the reader sees. The record is rewritten after each game; games that it holds
-already, played by today's code, are not played again.
+be of another game than the one that the reader sees. The record carries a hash of these cells and of what is counted
+here, and is rewritten after each game; games that it holds already, played by today's code, are not played again.
 """
 
 from __future__ import annotations
 
 import argparse
-import ast
 import hashlib
+import inspect
 import json
 import math
 import time
@@ -24,6 +24,7 @@ from typing import Any
 
 import nbformat
 import torch
+from dependencies import meaning_of
 from torch import nn
 from torch.nn import functional as F
 
@@ -35,9 +36,10 @@ ROOT = Path(__file__).resolve().parents[2]
 CHAPTER = ROOT / "book" / "06-gan.ipynb"
 RECORD = ROOT / "book" / "measurements" / "toy-games.json"
 TAG = "recorded-game"
-LOOKS = 7  # at the end, and six times before it
 RIVALS = ("non-saturating", "non-saturating + R₁")
-EVERY = 50  # steps from one look to the next
+LOOKS = 7  # at which mode is the fullest: at the end, and six times before it
+EVERY = 50  # steps from one such look to the next
+PARTS = 8  # of a game, at the end of each of which the modes are counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,9 +78,9 @@ def chapter_cells(path: Path = CHAPTER) -> list[str]:
 
 
 def code_hash(cells: Iterable[str]) -> str:
-    """Hashes what code does: its syntax tree, which has no comments and no layout."""
-    tree = ast.dump(ast.parse("\n".join(cells)))
-    return hashlib.sha256(tree.encode()).hexdigest()
+    """Hashes what the cells and `outcome` do: no comments, no docstrings, no layout."""
+    code = [*cells, inspect.getsource(outcome), f"{LOOKS}, {EVERY}, {PARTS}"]
+    return hashlib.sha256("\0".join(map(meaning_of, code)).encode()).hexdigest()
 
 
 def chapter() -> dict[str, Any]:
@@ -103,11 +105,13 @@ def outcome(game: Game, copies: int = 10) -> dict[str, Any]:
 
     Returns:
         Lists with an entry a seed: "kept" modes at the end, the share of samples "near" a mode, the share of the
-        "fullest" mode, and "moves": how often another mode became the fullest between looks; and "seconds".
+        "fullest" mode, and "moves": how often another mode became the fullest between looks. "kept_at" has such a list
+        of kept modes for each of eight steps, the last of which is the end. And "seconds".
     """
     names = chapter()
     target = names[{"ring": "ring", "grid": "square"}[game.target]]
-    first = max(1, game.steps - (LOOKS - 1) * EVERY)
+    late = [*range(max(1, game.steps - (LOOKS - 1) * EVERY), game.steps, EVERY), game.steps]
+    parts = sorted({max(1, game.steps * i // PARTS) for i in range(1, PARTS + 1)})
     begin = time.perf_counter()
     seen = names["play"](
         target,
@@ -116,18 +120,20 @@ def outcome(game: Game, copies: int = 10) -> dict[str, Any]:
         turns=game.turns,
         beta1=game.beta1,
         copies=copies,
-        watch=range(first, game.steps, EVERY),
+        watch={*late, *parts},
     )
     seconds = time.perf_counter() - begin
-    looks = [names["census"](samples, target) for samples in seen.values()]
-    shares = torch.stack([counts for counts, _ in looks]) / len(next(iter(seen.values()))[0])
-    fullest, mode = shares.max(dim=2)
-    last = looks[-1][1]
+    looks = [names["census"](seen[step], target) for step in late]
+    drawn = seen[game.steps].shape[1]
+    fullest, mode = (torch.stack([counts for counts, _ in looks]) / drawn).max(dim=2)
+    near = looks[-1][1].sum(1) / drawn
+    kept_at = {str(step): names["modes_kept"](seen[step], target).tolist() for step in parts}
     return {
-        "kept": names["modes_kept"](seen[game.steps], target).tolist(),
-        "near": [round(v, 4) for v in (last.sum(1) / seen[game.steps].shape[1]).tolist()],
+        "kept": kept_at[str(game.steps)],
+        "near": [round(v, 4) for v in near.tolist()],
         "fullest": [round(v, 4) for v in fullest[-1].tolist()],
         "moves": (mode[1:] != mode[:-1]).sum(0).tolist(),
+        "kept_at": kept_at,
         "seconds": round(seconds, 1),
     }
 

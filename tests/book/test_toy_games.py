@@ -24,6 +24,11 @@ def test_the_record_is_whole_and_of_today_s_cells():
         assert all(len(entry[key]) == 10 for key in ("kept", "near", "fullest", "moves"))
         assert all(0 <= kept <= modes for kept in entry["kept"])
         assert all(1 / modes <= share <= 1 for share in entry["fullest"])
+        steps = entry["game"]["steps"]
+        assert [int(step) for step in entry["kept_at"]] == [
+            steps * i // toy_games.PARTS for i in range(1, toy_games.PARTS + 1)
+        ]
+        assert entry["kept_at"][str(steps)] == entry["kept"]
 
 
 def test_a_game_is_played_once_and_the_same_twice(tmp_path):
@@ -43,6 +48,9 @@ def test_other_cells_begin_a_new_record(tmp_path, monkeypatch):
     monkeypatch.setattr(toy_games, "chapter_cells", lambda: cells)
     assert len(toy_games.record(path)["games"]) == 1
     cells.append("RULES['new'] = RULES['hinge']")
+    assert not toy_games.record(path)["games"]
+    cells.pop()
+    monkeypatch.setattr(toy_games, "EVERY", toy_games.EVERY + 1)  # counted otherwise
     assert not toy_games.record(path)["games"]
 
 
