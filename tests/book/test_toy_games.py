@@ -44,7 +44,7 @@ def test_a_game_is_played_once_and_the_same_twice(tmp_path):
 def test_other_cells_begin_a_new_record(tmp_path, monkeypatch):
     path = tmp_path / "games.json"
     toy_games.measure([SHORT], path, copies=2)
-    cells = [*toy_games.chapter_cells(), "# a comment changes nothing"]
+    cells = [cell + "\n# a comment changes nothing" for cell in toy_games.chapter_cells()]
     monkeypatch.setattr(toy_games, "chapter_cells", lambda: cells)
     assert len(toy_games.record(path)["games"]) == 1
     cells.append("RULES['new'] = RULES['hinge']")

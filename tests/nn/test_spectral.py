@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from companion.nn.spectral import as_matrix, spectral_norm
+from companion.nn.spectral import FIRST_STEPS, SpectralNorm, as_matrix, spectral_norm
 
 
 def seeded(layer, **arguments):
@@ -100,3 +100,15 @@ def test_a_copy_is_independent():
         layer.parametrizations.weight.original.mul_(2).add_(1)
     assert not torch.allclose(layer.weight, twin.weight)
     assert [*twin.state_dict()] == [*layer.state_dict()]
+
+
+def test_a_layer_without_numbers_is_not_iterated_on(monkeypatch):
+    """A network that is only measured for size must cost no power iteration; one with numbers must have its first."""
+    turns = []
+    monkeypatch.setattr(SpectralNorm, "_iterate", lambda self, matrix: turns.append(matrix.device))
+    with torch.device("meta"):
+        empty = spectral_norm(nn.Linear(4, 3))
+    assert empty.parametrizations.weight[0].v.shape == (4,)
+    assert not turns
+    spectral_norm(nn.Linear(4, 3))
+    assert len(turns) == FIRST_STEPS
