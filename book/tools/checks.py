@@ -34,7 +34,7 @@ QUICK: list[tuple[str, list[str], dict[str, str]]] = [
     ("lint", [str(BIN / "ruff"), "check", "."], {}),
     ("format", [str(BIN / "ruff"), "format", "--check", "."], {}),
     ("import layering", [str(BIN / "lint-imports")], {}),
-    ("types", [str(BIN / "mypy")], {}),
+    ("types", [str(BIN / "mypy"), "-n", "2"], {}),
     (
         "unit tests",
         [*UNIT_TESTS, "--dist", "loadfile", "-m", "not system", "--durations=5"],

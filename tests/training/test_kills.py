@@ -58,6 +58,7 @@ def kills(server, result, undisturbed, tmp_path, count, seed=0):
     return hits
 
 
+@pytest.mark.system
 def test_twenty_kills_at_random_moments(server, result, undisturbed, tmp_path):
     hits = kills(server, result, undisturbed, tmp_path, 20)
     assert len(hits) >= 20
