@@ -39,6 +39,8 @@ def start(worker, options: dict, *by: str, **more: str) -> subprocess.Popen:
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # A shell starts what runs in its background deaf to Ctrl-C, and deafness is inherited.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
