@@ -257,7 +257,7 @@ def run_sample(copy):
 
 
 def run_evaluate_shipped(copy):
-    assert "digits/test accuracy" in companion(copy, "companion evaluate digit-cnn")
+    assert "digits/test: accuracy" in companion(copy, "companion evaluate digit-cnn")
 
 
 def run_fetch(copy):
