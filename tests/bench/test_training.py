@@ -200,4 +200,5 @@ def test_a_hundred_kills(tmp_path, capsys, rounds):
             f"{min(hits)} to {max(hits)} of {kills.STEPS}; {seconds:.0f} s"
         )
     assert len(hits) >= wanted
-    assert len(set(hits)) >= kills.STEPS // 2
+    # They spread over the run, as far as there are enough of them.
+    assert len(set(hits)) >= min(kills.STEPS // 2, wanted // 2)
