@@ -644,28 +644,6 @@ def test_python_m_companion_ends_with_the_exit_code(monkeypatch, capsys):
 
 
 @pytest.mark.system
-def test_two_processes_sample_and_evaluate_as_one_does(vae, tmp_path):
-    words = [str(vae), "--devices", "2", "--accelerator", "cpu", "--batch-size", "16"]
-    result = companion("sample", *words, "--n", "40", "--out", "two.npy", cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    one = tmp_path / "one.npy"
-    options = ["--n", "40", "--batch-size", "7", "--accelerator", "cpu", "--out", str(one)]
-    assert main(["sample", str(vae), *options]) == 0
-    off = np.load(tmp_path / "two.npy").astype(int) - np.load(one)
-    assert abs(off).max() <= 1  # the batch size changes the rounding
-    assert result.stdout.count("40 images") == 1
-
-    result = companion("evaluate", *words, "--samples", "40", "--json", "two.json", cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    one = tmp_path / "one.json"
-    options = ["--samples", "40", "--batch-size", "7", "--accelerator", "cpu", "--json", str(one)]
-    assert main(["evaluate", str(vae), *options]) == 0
-    single, double = (json.loads((tmp_path / f"{n}.json").read_text()) for n in ("one", "two"))
-    values = [[m["value"] for m in found["measurements"]] for found in (single, double)]
-    assert values[1] == pytest.approx(values[0], rel=1e-3)
-
-
-@pytest.mark.system
 def test_two_processes_train_one_checkpoint(pictures, tmp_path):
     words = ["train", "vae", *VAE, "--steps", "3", "--batch-size", "8", "--samples", "20"]
     words += ["--precision", "32-true", "--accelerator", "cpu"]

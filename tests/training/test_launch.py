@@ -7,9 +7,11 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 import torch
 
+from companion.cli import main
 from companion.data import to_float
 from companion.training import BatchOrder, gather, launch, load_state
 from companion.training.state import saved_steps, state_path
@@ -170,6 +172,46 @@ def test_slurm(server, alone, tmp_path):
     assert code == 0, line
     assert json.loads(line) == {"step": STEPS, "signal": 0}
     assert_same_training(tmp_path / "run", alone[0])
+
+
+@pytest.mark.system
+def test_commands_with_two_processes_do_what_they_do_with_one(server, tmp_path):
+    """Sampling and evaluation; that training does, and that a command starts its processes, is in tests/cli."""
+    cpu = ["--accelerator", "cpu"]
+    small = ["--architecture", "mlp", "--width", "1", "--latent-dim", "2", "--iwae", "0"]
+    short = ["--steps", "3", "--batch-size", "8", "--samples", "20", "--output", str(tmp_path)]
+    assert main(["train", "vae", "--data", "digits", *small, *short, *cpu]) == 0
+    words = {
+        "sample": ["sample", str(tmp_path), "--n", "40", "--out", "{}.npy"],
+        "evaluate": ["evaluate", str(tmp_path), "--samples", "40", "--json", "{}.json"],
+    }
+    for name, command in words.items():
+        one, two = (
+            [word.format(tmp_path / f"{name}-{n}") for word in command] for n in ("one", "two")
+        )
+        assert main([*one, *cpu, "--batch-size", "7"]) == 0
+        code, line = server.train(
+            tmp_path / name,
+            task="command",
+            slurm=True,
+            words=[*two, *cpu, "--batch-size", "16", "--devices", "2"],
+        )
+        assert (code, line) == (0, json.dumps({"code": 0}))
+        first, second = ((tmp_path / f"{name}.{rank}").read_text() for rank in range(2))
+        assert first
+        assert not second
+    images = [np.load(tmp_path / f"sample-{n}.npy").astype(int) for n in ("one", "two")]
+    assert images[0].shape == (40, 1, 28, 28)
+    assert abs(images[1] - images[0]).max() <= 1  # the batch size changes the rounding
+    values = [
+        [
+            m["value"]
+            for m in json.loads((tmp_path / f"evaluate-{n}.json").read_text())["measurements"]
+        ]
+        for n in ("one", "two")
+    ]
+    assert len(values[0]) > 3
+    assert values[1] == pytest.approx(values[0], rel=1e-3)
 
 
 # ---------------------------------------------------------------- mistakes

@@ -302,7 +302,19 @@ def ranks(options: dict) -> dict:
     return {}
 
 
-TASKS = {"train": train, "ranks": ranks}
+def command(options: dict) -> dict:
+    """Runs the command line with some words, in the folder of the file where it says what it prints."""
+    from companion.cli import main
+
+    os.chdir(Path(options["folder"]).parent)
+    with open(f"{options['folder']}.{os.environ['SLURM_PROCID']}", "w") as file:
+        os.dup2(file.fileno(), 1)
+        code = main(options["words"])
+        sys.stdout.flush()
+    return {"code": code}
+
+
+TASKS = {"train": train, "ranks": ranks, "command": command}
 
 
 def slurm(rank: int, port: int) -> dict[str, str]:
