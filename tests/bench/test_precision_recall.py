@@ -1,5 +1,6 @@
 """What exact decisions cost: precision and recall beside the same by products alone, as ratios within one run."""
 
+import os
 import time
 from collections.abc import Callable
 
@@ -8,7 +9,10 @@ import torch
 
 from companion.metrics import nearest_neighbours, precision_recall
 
+QUICK = os.environ.get("BENCH_QUICK") == "1"
 CHUNK = 1024
+# A minute and a half, and the ratio of 4,000 over again.
+LARGE = pytest.param(10_000, 2, marks=pytest.mark.skipif(QUICK, reason="only without QUICK=1"))
 
 
 def by_products(a: torch.Tensor, b: torch.Tensor):
@@ -41,7 +45,7 @@ def seconds(function: Callable[[], object]) -> tuple[float, object]:
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize(("n", "repeats"), [(1000, 7), (10_000, 2)])
+@pytest.mark.parametrize(("n", "repeats"), [(1000, 7), (4000, 3), LARGE])
 def test_exact_decisions_cost_at_most_half_as_much_again(n, repeats, capsys):
     generator = torch.Generator().manual_seed(0)
     real = torch.randn(n, 64, generator=generator, dtype=torch.float64)

@@ -32,7 +32,7 @@ def test_help_version_and_list_cost_a_quarter_of_importing_pytorch(tmp_path, cap
     for words in programs.values():
         seconds(words, tmp_path)  # the first start finds caches cold
     times = {name: [] for name in programs}
-    for _ in range(5):
+    for _ in range(3):
         for name, words in programs.items():
             times[name].append(seconds(words, tmp_path))
     middle = {name: statistics.median(found) for name, found in times.items()}

@@ -308,8 +308,9 @@ TORCHRUN = (
 
 def run_one_notebook(copy):
     path = copy / "book" / "05-psnr.ipynb"
-    # An output that no reader has seen must go.
     notebook = nbformat.read(path, as_version=4)
+    # That all of it runs is nbval's to say. An output that no reader has seen must go.
+    del notebook.cells[8:]
     cell = next(cell for cell in notebook.cells if cell.cell_type == "code" and cell.outputs)
     cell.outputs.append(nbformat.v4.new_output("stream", text="left over"))
     nbformat.write(notebook, path)
