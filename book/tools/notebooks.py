@@ -237,8 +237,9 @@ def settle(old: nbformat.NotebookNode, new: nbformat.NotebookNode) -> nbformat.N
     """
     record = old.metadata.get("companion", {})
     cells = list(zip_longest(old.cells, new.cells))
-    # Times that break the limits do not stand: they may be of a busy machine.
-    stale = "cell_seconds" not in record or over_time(record)
+    # Times that break the limits do not stand: they may be of a busy machine. Nor do those of other cells.
+    count = sum(cell.cell_type == "code" for cell in new.cells)
+    stale = len(record.get("cell_seconds", [])) != count or over_time(record)
     if stale or not all(a and b and _cell_alike(a, b) for a, b in cells):
         return new
     for before, after in cells:

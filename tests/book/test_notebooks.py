@@ -355,6 +355,13 @@ def test_times_that_break_the_limits_do_not_stand(name, value):
     assert notebooks.settle(old, new) is new
 
 
+def test_times_of_other_cells_do_not_stand():
+    """A cell that was cut in two changes no output."""
+    old, new = trial("a"), trial("a")
+    old.metadata["companion"]["cell_seconds"] = [1.0, 2.0]
+    assert notebooks.settle(old, new) is new
+
+
 # --- the length of a chapter ------------------------------------------------------------------------
 
 LONG = """# A title of five words
