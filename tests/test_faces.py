@@ -1,8 +1,6 @@
 """Packages offer their names without importing the modules behind them."""
 
 import importlib
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,13 +17,6 @@ FACES = sorted(
 
 def source_of(package: str) -> str:
     return (ROOT.joinpath(*package.split(".")) / "__init__.py").read_text(encoding="utf-8")
-
-
-def run(program: str) -> None:
-    result = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert result.returncode == 0, result.stderr
 
 
 def test_the_large_packages_are_faces():
@@ -47,7 +38,14 @@ def test_every_name_is_the_object_of_its_module(package):
     assert set(offered) <= set(dir(face))
 
 
-def test_importing_a_face_imports_none_of_its_modules():
+def test_a_program_afresh_knows_no_companion_and_can_fail(afresh):
+    afresh("import sys; assert not [n for n in sys.modules if n.startswith('companion')]")
+    for program, said in (("print('one')", "one"), ("nothing", "NameError")):
+        with pytest.raises(AssertionError, match=said):
+            afresh(program)
+
+
+def test_importing_a_face_imports_none_of_its_modules(afresh):
     """What `companion` itself needs at once is there anyway."""
     program = f"""
 import importlib, sys, companion
@@ -57,10 +55,10 @@ for package in {FACES}:
     new = {{name for name in set(sys.modules) - before if name.startswith("companion.")}}
     assert new <= {{package, "companion.faces"}}, new
 """
-    run(program)
+    afresh(program)
 
 
-def test_a_name_stays_a_name_whatever_is_imported_first():
+def test_a_name_stays_a_name_whatever_is_imported_first(afresh):
     """`companion.metrics.fid` is a function and a module; the package offers the function."""
     program = f"""
 import importlib, inspect, pkgutil
@@ -73,7 +71,7 @@ for package in {FACES}:
         if home != package:
             assert getattr(face, name) is getattr(importlib.import_module(home), attribute), name
 """
-    run(program)
+    afresh(program)
 
 
 def test_a_name_that_is_not_offered_is_an_attribute_error():

@@ -3,8 +3,6 @@
 import dataclasses
 import json
 import math
-import subprocess
-import sys
 import typing
 from pathlib import Path
 
@@ -154,16 +152,9 @@ def doors(network):
     return found
 
 
-def test_bytes_and_wrong_shapes_are_refused_at_every_door():
-    """In a process of its own, where no check of types by the tests comes first."""
-    done = subprocess.run(
-        [sys.executable, "-c", DOORS],
-        capture_output=True,
-        text=True,
-        cwd=Path(__file__).parents[1],
-        check=False,
-    )
-    assert (done.returncode, done.stdout) == (0, ""), done.stdout + done.stderr
+def test_bytes_and_wrong_shapes_are_refused_at_every_door(afresh):
+    """Where no check of types by the tests comes first."""
+    afresh(DOORS)
 
 
 # --- Samples ---------------------------------------------------------------------------------------------------------

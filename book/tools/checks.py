@@ -37,7 +37,7 @@ QUICK: list[tuple[str, list[str], dict[str, str]]] = [
     ("types", [str(BIN / "mypy"), "-n", "2"], {}),
     (
         "unit tests",
-        [*UNIT_TESTS, "--dist", "loadfile", "-m", "not system", "--durations=5"],
+        [*UNIT_TESTS, "--dist", "loadgroup", "-m", "not system", "--durations=5"],
         FOR_UNIT_TESTS,
     ),
 ]
