@@ -208,9 +208,10 @@ class ImageDataset:
             positions: of the images, 0 … n − 1.
             device: as for `batch`.
         """
-        # Moved as bytes, a quarter of the floats.
+        # Moved as bytes, a quarter of the floats; `part[positions]` does the same, eight times slower.
         images, labels = (
-            _moved(part[positions.to(part.device)], device) for part in (self.images, self.labels)
+            _moved(part.index_select(0, positions.to(part.device)), device)
+            for part in (self.images, self.labels)
         )
         return Batch(images=to_float(images), labels=labels)
 

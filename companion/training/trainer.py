@@ -172,7 +172,7 @@ def _tuple_of(
     memory_format: torch.memory_format,
 ) -> tuple[Tensor, ...]:
     """Returns the rows of some indices of each tensor."""
-    rows = tuple(t[indices] for t in tensors)
+    rows = tuple(t.index_select(0, indices) for t in tensors)
     if rows[0].device != device:
         rows = tuple(t.pin_memory().to(device, non_blocking=True) for t in rows)
     return tuple(t.contiguous(memory_format=memory_format) if t.ndim == 4 else t for t in rows)

@@ -157,8 +157,7 @@ def test_data_are_never_the_bottleneck(capsys):
         training.advance()
         fetching.append(middle - start)
         stepping.append(time.process_time() - middle)
-    # The quickest of each: a neighbour that empties the caches slows what hardly computes most.
-    fetch, step = min(fetching), min(stepping)
+    fetch, step = statistics.median(fetching), statistics.median(stepping)
     with capsys.disabled():
         print(
             f"\nFetching a batch: {1e6 * fetch:.0f} µs, {100 * fetch / step:.1f} % of a step; {BATCH / fetch:,.0f} "
