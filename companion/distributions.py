@@ -183,6 +183,14 @@ def log_mean_exp(x: Float[Tensor, "..."], dim: int = -1) -> Float[Tensor, "..."]
     return torch.logsumexp(_wide(x), dim=dim) - math.log(x.shape[dim])
 
 
+def binarise(x: Float[Tensor, "n c h w"], source: Source) -> Float[Tensor, "n c h w"]:
+    """Draws black or white pixels, −1 or 1, whose mean is the grey value: dynamic binarisation.
+
+    Images that hold only −1 and 1, such as a statically binarised set, pass unchanged.
+    """
+    return torch.where(uniform(tuple(x.shape), source, x.device) < (x + 1) / 2, 1.0, -1.0)
+
+
 def dequantise(x: Float[Tensor, "n *rest"], source: Source) -> Float[Tensor, "n *rest"]:
     """Spreads every byte evenly over its bin: x + u, u uniform in ±½ byte.
 

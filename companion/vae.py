@@ -25,6 +25,7 @@ from companion import checks
 from companion.distributions import (
     DiagonalGaussian,
     bernoulli_log_likelihood,
+    binarise,
     dequantise,
     gaussian_log_density,
     kl_diagonal,
@@ -33,7 +34,7 @@ from companion.distributions import (
 )
 from companion.nn.convolutional import ResidualDecoder, ResidualEncoder
 from companion.nn.layers import perceptron
-from companion.randomness import Source, integers, normal, source_of, uniform
+from companion.randomness import Source, integers, normal, source_of
 
 __all__ = [
     "VAE",
@@ -46,14 +47,6 @@ __all__ = [
     "binarise",
     "sample_aggregate",
 ]
-
-
-def binarise(x: Float[Tensor, "n c h w"], source: Source) -> Float[Tensor, "n c h w"]:
-    """Draws black or white pixels, −1 or 1, whose mean is the grey value: dynamic binarisation.
-
-    Images that hold only −1 and 1, such as a statically binarised set, pass unchanged.
-    """
-    return torch.where(uniform(tuple(x.shape), source, x.device) < (x + 1) / 2, 1.0, -1.0)
 
 
 class Bound(NamedTuple):

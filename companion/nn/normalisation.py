@@ -7,29 +7,9 @@ GPUs only. This one agrees with `torch.nn.BatchNorm2d` in one process, and its r
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
-
-class _Sum(torch.autograd.Function):
-    """The sum of a tensor over all processes; the gradient of a sum is the sum of the gradients."""
-
-    @staticmethod
-    def forward(ctx: object, x: Tensor) -> Tensor:
-        x = x.clone()
-        distributed.all_reduce(x)
-        return x
-
-    @staticmethod
-    def backward(ctx: object, gradient: Tensor) -> Tensor:
-        gradient = gradient.contiguous().clone()
-        distributed.all_reduce(gradient)
-        return gradient
-
-
-def processes() -> int:
-    """Returns the number of processes that train together."""
-    together = distributed.is_available() and distributed.is_initialized()
-    return distributed.get_world_size() if together else 1
+from companion.nn.collective import processes, sum_over_processes
 
 
 class BatchNorm2d(nn.BatchNorm2d):
@@ -47,9 +27,9 @@ class BatchNorm2d(nn.BatchNorm2d):
             return super().forward(x)
         wide = x.float()
         count = wide.numel() // wide.shape[1] * processes()
-        mean = _Sum.apply(wide.sum(dim=(0, 2, 3))) / count
+        mean = sum_over_processes(wide.sum(dim=(0, 2, 3))) / count
         off = wide - mean[:, None, None]
-        variance = _Sum.apply(off.square().sum(dim=(0, 2, 3))) / count
+        variance = sum_over_processes(off.square().sum(dim=(0, 2, 3))) / count
         with torch.no_grad():
             self.num_batches_tracked += 1
             self.running_mean.lerp_(mean, self.momentum)

@@ -3,7 +3,8 @@
 import torch
 from torch import nn
 
-from companion.nn.normalisation import BatchNorm2d, processes
+from companion.nn.collective import processes
+from companion.nn.normalisation import BatchNorm2d
 
 
 def test_one_process_equals_pytorch():
@@ -19,7 +20,7 @@ def test_one_process_equals_pytorch():
 
 def test_the_shared_form_equals_the_plain_one(monkeypatch):
     """With one process that believes it is several: the arithmetic, its gradients and the running statistics."""
-    from companion.nn import normalisation
+    from companion.nn import collective, normalisation
 
     torch.manual_seed(0)
     ours, theirs = BatchNorm2d(5).double(), nn.BatchNorm2d(5).double()
@@ -31,8 +32,9 @@ def test_the_shared_form_equals_the_plain_one(monkeypatch):
     a, b = x.clone().requires_grad_(), torch.cat([x, x]).requires_grad_()
     probe = torch.randn_like(x)
     # Two processes with the same images have sums twice as large, and the gradients of a sum arrive from both.
-    monkeypatch.setattr(normalisation, "processes", lambda: 2)
-    monkeypatch.setattr(normalisation.distributed, "all_reduce", lambda t: t.mul_(2))
+    for module in (collective, normalisation):
+        monkeypatch.setattr(module, "processes", lambda: 2)
+    monkeypatch.setattr(collective.distributed, "all_reduce", lambda t: t.mul_(2))
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
     (ours(a) * probe).sum().backward()
     (theirs(b) * torch.cat([probe, probe])).sum().backward()
