@@ -17,17 +17,20 @@ the cross-entropy is computed in float32 whatever the precision of the layers.
 Shapes: `b` sequences, `t` positions, `v` tokens in the vocabulary, `c` channels (the width).
 """
 
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from companion import checks
 from companion.nn.attention import KeyValueCache, SelfAttention
+from companion.nn.decoding import continue_sequence
+from companion.randomness import Source, source_of, uniform
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,7 @@ class Block(nn.Module):
         expansion: hidden channels of the perceptron, in multiples of the width.
         dropout: on the attention's weights and on both outputs, in training only.
         causal: a position sees itself and what came before; otherwise it sees all.
+        mask: which position may see which, as for `SelfAttention`.
     """
 
     def __init__(
@@ -96,10 +100,11 @@ class Block(nn.Module):
         expansion: int = 4,
         dropout: float | int = 0.0,
         causal: bool = False,
+        mask: Bool[Tensor, "p p"] | None = None,
     ) -> None:
         super().__init__()
         self.norm_1 = nn.LayerNorm(width)
-        self.attention = SelfAttention(width, heads, dropout, causal=causal)
+        self.attention = SelfAttention(width, heads, dropout, causal=causal, mask=mask)
         self.norm_2 = nn.LayerNorm(width)
         self.expand = nn.Linear(width, expansion * width)
         self.contract = nn.Linear(expansion * width, width)
@@ -114,6 +119,78 @@ class Block(nn.Module):
         return x + self.dropout(self.contract(hidden))
 
 
+class Trunk(nn.Module):
+    """Blocks and a last norm: what lies between a transformer's embedding and its head.
+
+    Args:
+        width, layers, heads, expansion, dropout: as in `TransformerConfig`.
+        causal: each position sees itself and what came before; otherwise all.
+        masks: for sparse attention, one for each block, or None where a block sees all that it may.
+
+    Raises:
+        ValueError: if there are not as many masks as blocks.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        layers: int,
+        heads: int,
+        *,
+        expansion: int = 4,
+        dropout: float | int = 0.0,
+        causal: bool = True,
+        masks: Sequence[Bool[Tensor, "p p"] | None] | None = None,
+    ) -> None:
+        super().__init__()
+        if masks is not None and len(masks) != layers:
+            raise ValueError(f"{layers} layers need as many masks, got {len(masks)}.")
+        self.blocks = nn.ModuleList(
+            Block(width, heads, expansion=expansion, dropout=dropout, causal=causal, mask=mask)
+            for mask in (masks or [None] * layers)
+        )
+        self.norm = nn.LayerNorm(width)
+
+    def forward(
+        self, x: Float[Tensor, "b t c"], caches: Sequence[KeyValueCache] | None = None
+    ) -> Float[Tensor, "b t c"]:
+        """Returns the tokens after all blocks and the last norm; with caches, `x` holds those not seen yet."""
+        for index, block in enumerate(self.blocks):
+            x = block(x, caches[index] if caches else None)
+        return self.norm(x)
+
+    def new_caches(self, capacity: int) -> list[KeyValueCache]:
+        """Makes an empty cache of so many positions for each block."""
+        return [KeyValueCache(capacity) for _ in self.blocks]
+
+
+def initialise(
+    module: nn.Module, std: float, layers: int, generator: torch.Generator | None = None
+) -> None:
+    """GPT-2's start: small normal weights, smaller where a branch joins the residual stream.
+
+    Each of the 2·layers branches adds to the stream; dividing their last weights by the square root of that number
+    keeps the stream's variance from growing with depth. Positions get half of the others' standard deviation.
+
+    Args:
+        module: a transformer, with its embeddings and its head.
+        std: standard deviation of all other weights.
+        layers: number of blocks.
+        generator: source of the weights (on the CPU); the global one if it is left out.
+    """
+    residual = std / math.sqrt(2 * layers)
+    for name, parameter in module.named_parameters():
+        last = name.rpartition(".")[0].rpartition(".")[2]
+        if name.endswith("bias"):
+            nn.init.zeros_(parameter)
+        elif "norm" in last:
+            nn.init.ones_(parameter)
+        else:
+            joins = last in ("project_out", "contract")
+            scale = residual if joins else std / 2 if last.startswith("position") else std
+            nn.init.normal_(parameter, std=scale, generator=generator)
+
+
 class CausalTransformer(nn.Module):
     """An autoregressive transformer over integer tokens.
 
@@ -126,43 +203,20 @@ class CausalTransformer(nn.Module):
 
     def __init__(self, config: TransformerConfig, generator: torch.Generator | None = None) -> None:
         super().__init__()
-        self.config = config
-        self.token_embedding = nn.Embedding(config.vocabulary, config.width)
-        self.position_embedding = nn.Embedding(config.context, config.width)
-        self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(
-            Block(
-                config.width,
-                config.heads,
-                expansion=config.expansion,
-                dropout=config.dropout,
-                causal=True,
-            )
-            for _ in range(config.layers)
-        )
-        self.norm = nn.LayerNorm(config.width)
-        self.head = nn.Linear(config.width, config.vocabulary, bias=False)
-        self._initialise(generator)
-        if config.tie_weights:
+        self.config = c = config
+        self.token_embedding = nn.Embedding(c.vocabulary, c.width)
+        self.position_embedding = nn.Embedding(c.context, c.width)
+        self.dropout = nn.Dropout(c.dropout)
+        self.trunk = Trunk(c.width, c.layers, c.heads, expansion=c.expansion, dropout=c.dropout)
+        self.head = nn.Linear(c.width, c.vocabulary, bias=False)
+        initialise(self, c.init_std, c.layers, generator)
+        if c.tie_weights:
             self.head.weight = self.token_embedding.weight
 
-    def _initialise(self, generator: torch.Generator | None) -> None:
-        """GPT-2's start: small normal weights, smaller where a branch joins the residual stream.
-
-        Each of the 2·layers branches adds to the stream; dividing their last weights by the square
-        root of that number keeps the stream's variance from growing with depth.
-        """
-        wide = self.config.init_std
-        residual = wide / math.sqrt(2 * self.config.layers)
-        for name, parameter in self.named_parameters():
-            if name.endswith("bias"):
-                nn.init.zeros_(parameter)
-            elif "norm" in name:
-                nn.init.ones_(parameter)
-            else:
-                joins = name.endswith(("project_out.weight", "contract.weight"))
-                std = residual if joins else wide / 2 if name.startswith("position") else wide
-                nn.init.normal_(parameter, std=std, generator=generator)
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The blocks, for looking inside."""
+        return self.trunk.blocks
 
     def forward(
         self, tokens: Int64[Tensor, "b t"], caches: Sequence[KeyValueCache] | None = None
@@ -177,13 +231,14 @@ class CausalTransformer(nn.Module):
             ValueError: if the sequence is empty, longer than the context, or holds a foreign token.
         """
         start = caches[0].length if caches else 0
-        end = start + tokens.shape[1]
-        self._check(tokens, end)
-        positions = torch.arange(start, end, device=tokens.device)
-        x = self.dropout(self.token_embedding(tokens) + self.position_embedding(positions))
-        for index, block in enumerate(self.blocks):
-            x = block(x, caches[index] if caches else None)
-        return self.head(self.norm(x))
+        self._check(tokens, start + tokens.shape[1])
+        return self.head(self._features(tokens, start, caches))
+
+    def _features(
+        self, tokens: Tensor, start: int, caches: Sequence[KeyValueCache] | None
+    ) -> Tensor:
+        positions = self.position_embedding.weight[start : start + tokens.shape[1]]
+        return self.trunk(self.dropout(self.token_embedding(tokens) + positions), caches)
 
     def _check(self, tokens: Tensor, length: int) -> None:
         if tokens.numel() == 0:
@@ -196,14 +251,7 @@ class CausalTransformer(nn.Module):
                 f"a sequence of {length} tokens is longer than the context {self.config.context}: "
                 "cut it, or build the model with a larger context"
             )
-        # On a GPU, reading the extremes would stall every step; its own kernel checks them.
-        if tokens.device.type == "cpu":
-            low, high = int(tokens.min()), int(tokens.max())
-            if low < 0 or high >= self.config.vocabulary:
-                raise ValueError(
-                    f"tokens lie in [{low}, {high}], outside [0, {self.config.vocabulary - 1}]: "
-                    "encode with the vocabulary that the model was built for"
-                )
+        check_tokens(tokens, self.config.vocabulary)
 
     def log_probs(self, tokens: Int64[Tensor, "b t"]) -> Float[Tensor, "b t-1"]:
         """Returns log P(x_t | x_1 … x_{t-1}) in nats for every token but the first, in float32.
@@ -224,16 +272,19 @@ class CausalTransformer(nn.Module):
 
     def new_caches(self) -> list[KeyValueCache]:
         """Makes one empty cache for each block, as large as the context."""
-        return [KeyValueCache(self.config.context) for _ in self.blocks]
+        return self.trunk.new_caches(self.config.context)
 
     @torch.no_grad()
     def generate(
         self,
         prompt: Int64[Tensor, "b t"],
         n: int,
-        generator: torch.Generator,
+        source: Source | None = None,
         temperature: float | int = 1.0,
         top_k: int | None = None,
+        top_p: float | int | None = None,
+        *,
+        seed: int | None = None,
         use_cache: bool = True,
     ) -> Int64[Tensor, "b t+{n}"]:
         """Draws `n` more tokens, each from the model's distribution given all before it.
@@ -244,55 +295,70 @@ class CausalTransformer(nn.Module):
         Args:
             prompt: at least one token per sequence.
             n: how many tokens to add, 0 or more.
-            generator: source of the draws; a CPU generator gives a GPU model the same draws.
+            source: of the draws; a CPU generator gives a GPU model the same draws.
             temperature: divides the logits; 1 samples from the model, 0 takes the likeliest token.
             top_k: sample among the `top_k` most probable tokens only.
-            use_cache: keep keys and values of the past; changes the time and not the distribution.
+            top_p: of those, among the fewest likeliest ones that have this probability together.
+            seed: in place of a source; sequence i is then a function of the seed and of i alone.
+            use_cache: keep keys and values of the past; changes the time and not the tokens.
 
         Returns:
             The prompt followed by the drawn tokens.
 
         Raises:
-            ValueError: for a negative `n` or temperature, or `top_k` below 1.
+            ValueError: for a negative `n` or temperature, `top_k` below 1, or `top_p` outside (0, 1].
         """
         if n < 0:
             raise ValueError(f"n is {n}: choose a number of tokens of at least 0")
-        was_training = self.training
-        self.eval()  # dropout while sampling would change the distribution
-        try:
-            caches = self.new_caches() if use_cache else None
-            tokens = prompt
-            for _ in range(n):
-                if tokens.shape[1] > self.config.context:
+        context = self.config.context
+        self._check(prompt[:, -context:], min(prompt.shape[1], context))
+        u = uniform((len(prompt), n), source_of(len(prompt), source, seed))
+        with evaluating(self):
+            tokens, caches = prompt, self.new_caches() if use_cache else None
+
+            def look() -> Tensor:
+                seen = caches[0].length if caches else 0
+                unseen = tokens[:, seen:][:, -context:]
+                return self.head(self._features(unseen, seen, caches)[:, -1])
+
+            def advance(token: Tensor) -> Tensor:
+                nonlocal tokens, caches
+                tokens = torch.cat([tokens, token[:, None]], dim=1)
+                if tokens.shape[1] > context:
                     caches = None
-                unseen = tokens[:, caches[0].length :] if caches else tokens
-                logits = self(unseen[:, -self.config.context :], caches)[:, -1]
-                tokens = torch.cat([tokens, sample(logits, generator, temperature, top_k)], dim=1)
-            return tokens
-        finally:
-            self.train(was_training)
+                return look()
+
+            if tokens.shape[1] > context:
+                caches = None
+            drawn = continue_sequence(
+                look(), advance, u, temperature=temperature, top_k=top_k, top_p=top_p
+            )
+        return torch.cat([prompt, drawn], dim=1)
 
 
-def sample(
-    logits: Float[Tensor, "b v"],
-    generator: torch.Generator,
-    temperature: float | int = 1.0,
-    top_k: int | None = None,
-) -> Int64[Tensor, "b 1"]:
-    """Draws one token per row from softmax(logits / temperature), among the `top_k` largest if given.
+def check_tokens(tokens: Int64[Tensor, "..."], vocabulary: int, name: str = "tokens") -> None:
+    """Requires integers in [0, vocabulary).
+
+    On a GPU nothing is read, since that would stall every step; its own kernel refuses foreign tokens.
 
     Raises:
-        ValueError: for a negative temperature or `top_k` below 1.
+        ValueError: for a token that the vocabulary does not have.
     """
-    if not temperature >= 0:
-        raise ValueError(f"temperature is {temperature}: choose 0 (most probable token) or more")
-    if top_k is not None and top_k < 1:
-        raise ValueError(f"top_k is {top_k}: choose at least 1, or None for the whole vocabulary")
-    if temperature == 0:
-        return logits.argmax(dim=-1, keepdim=True)
-    logits = logits.float() / temperature
-    if top_k is not None and top_k < logits.shape[-1]:
-        kept = logits.topk(top_k, dim=-1)
-        logits = torch.full_like(logits, -math.inf).scatter(-1, kept.indices, kept.values)
-    probs = logits.softmax(dim=-1).to(generator.device)
-    return torch.multinomial(probs, 1, generator=generator).to(logits.device)
+    if tokens.device.type == "cpu" and tokens.numel():
+        low, high = int(tokens.min()), int(tokens.max())
+        if low < 0 or high >= vocabulary:
+            raise ValueError(
+                f"{name} lie in [{low}, {high}], outside [0, {vocabulary - 1}]: "
+                "encode with the vocabulary that the model was built for"
+            )
+
+
+@contextlib.contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Switches a network to evaluation inside, since dropout while sampling would change the distribution."""
+    was_training = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(was_training)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from companion.recipes.denoising_autoencoder import DenoisingAutoencoderRecipe
     from companion.recipes.digit_cnn import DigitCNNRecipe
     from companion.recipes.gan import GANRecipe
+    from companion.recipes.image_gpt import CodePriorRecipe, ImageGPTRecipe
     from companion.recipes.image_to_image import ImageToImageRecipe
     from companion.recipes.making import (
         Interrupted,
@@ -41,9 +42,11 @@ if TYPE_CHECKING:
 __all__ = [
     "RECIPES",
     "AutoencoderRecipe",
+    "CodePriorRecipe",
     "DenoisingAutoencoderRecipe",
     "DigitCNNRecipe",
     "GANRecipe",
+    "ImageGPTRecipe",
     "ImageToImageRecipe",
     "Interrupted",
     "MaskedAutoencoderRecipe",
@@ -60,9 +63,11 @@ __all__ = [
 
 _HOME = {
     "AutoencoderRecipe": "autoencoder",
+    "CodePriorRecipe": "image_gpt",
     "DenoisingAutoencoderRecipe": "denoising_autoencoder",
     "DigitCNNRecipe": "digit_cnn",
     "GANRecipe": "gan",
+    "ImageGPTRecipe": "image_gpt",
     "ImageToImageRecipe": "image_to_image",
     "Interrupted": "making",
     "MaskedAutoencoderRecipe": "masked_autoencoder",

@@ -128,8 +128,8 @@ class Recipe(TrainingSettings, ABC, Generic[N]):
         """Returns how many classes the network distinguishes: none, unless the recipe says so."""
         return 0
 
-    def config(self, dataset: ImageDataset) -> Any:
-        """Returns the network's config for the images of a data set.
+    def config(self, dataset: ImageDataset, parents: Mapping[str, nn.Module] | None = None) -> Any:
+        """Returns the network's config for the images of a data set, and for the networks that it builds on.
 
         Raises:
             ValueError: if the network does not take such images.
@@ -175,7 +175,7 @@ class Recipe(TrainingSettings, ABC, Generic[N]):
         Raises:
             ValueError: if the network does not take such images, or is too large for the memory.
         """
-        config = self.config(dataset)
+        config = self.config(dataset, parents)
         require_memory(self.model, config, torch.device(device))
         with initialisation(self.seed):
             network = self.model(config)

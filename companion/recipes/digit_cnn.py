@@ -46,7 +46,9 @@ class DigitCNNRecipe(Recipe[DigitCNN]):
         """Returns the number of the data's classes."""
         return len(dataset.classes)
 
-    def config(self, dataset: ImageDataset) -> DigitCNNConfig:
+    def config(
+        self, dataset: ImageDataset, parents: Mapping[str, nn.Module] | None = None
+    ) -> DigitCNNConfig:
         """Returns the config for a data set of grey 28×28 images in at least two classes."""
         if tuple(dataset.images.shape[1:]) != (1, 28, 28):
             raise ValueError(
@@ -58,7 +60,7 @@ class DigitCNNRecipe(Recipe[DigitCNN]):
                 f"a classifier needs at least two classes, but {dataset.name!r} has only {dataset.classes[0]!r}. Give "
                 "each class a folder of its own."
             )
-        return super().config(dataset)
+        return super().config(dataset, parents)
 
     def losses(self, network: DigitCNN, parents: Mapping[str, nn.Module]) -> Objective:
         def loss(batch: Batch, source: Source) -> dict[str, Tensor]:

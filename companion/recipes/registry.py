@@ -75,6 +75,30 @@ ENTRIES: dict[str, Entry] = {
             "generator_every": 5,
         },
     ),
+    "image-gpt": Entry(
+        "image_gpt",
+        "ImageGPTRecipe",
+        "The pixel transformer of chapter 7: dynamically binarised MNIST in blocks of 2×2 pixels, exact nats.",
+    ),
+    "image-gpt-cifar10": Entry(
+        "image_gpt",
+        "ImageGPTRecipe",
+        "As image-gpt, but on the colour images of CIFAR-10, a pixel of 512 colours a token: wider and deeper.",
+        {
+            "data": "cifar10",
+            "steps": 200_000,
+            "batch_size": 128,
+            "learning_rate": 5e-4,
+            "ema": 0.9999,
+            "patch": 1,
+            "levels": 8,
+            "width": 512,
+            "layers": 24,
+            "heads": 8,
+            "init_std": 0.02,
+            "dropout": 0.1,
+        },
+    ),
     "image-to-image": Entry(
         "image_to_image",
         "ImageToImageRecipe",
@@ -84,6 +108,11 @@ ENTRIES: dict[str, Entry] = {
         "masked_autoencoder",
         "MaskedAutoencoderRecipe",
         "The masked autoencoder of chapter 9: patches of 4×4 pixels, three quarters of them hidden.",
+    ),
+    "code-prior": Entry(
+        "image_gpt",
+        "CodePriorRecipe",
+        "The prior of chapter 12: a transformer over the codes of a VQ-VAE, with whose decoder it draws images.",
     ),
     "vae": Entry(
         "vae",

@@ -1,0 +1,193 @@
+"""The transformers over pixels and over codes of chapters 7 and 12."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from companion import checks
+from companion.data import ImageDataset, to_uint8
+from companion.data.batch import Batch
+from companion.distributions import bits_per_dimension
+from companion.evaluation import Evaluator
+from companion.evaluation.evaluator import about_data
+from companion.image_gpt import (
+    ImageGPT,
+    ImageGPTConfig,
+    ImageTokenizer,
+    PixelGPT,
+    PixelGPTConfig,
+    TwoStage,
+)
+from companion.measurement import Measurement
+from companion.randomness import PerImage, Source
+from companion.recipes.base import Recipe, Splits
+from companion.training import Objective, single_objective
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageGPTRecipe(Recipe[PixelGPT]):
+    """The pixel transformer of chapter 7: dynamically binarised MNIST in blocks of 2×2 pixels, exact nats.
+
+    Attributes:
+        conditional: tell the network the label.
+    """
+
+    model: ClassVar[type[nn.Module]] = PixelGPT
+
+    steps: int = 10_000
+    batch_size: int = 16
+    learning_rate: float = 2e-3
+    beta2: float = 0.99
+    weight_decay: float = 0.01
+    warmup: float = 0.02
+    clip: float | None = 1.0
+    ema: float | None = 0.999
+    conditional: bool = False
+    network: PixelGPTConfig = field(default_factory=PixelGPTConfig)
+
+    def classes(self, dataset: ImageDataset) -> int:
+        """Returns the number of the data's classes, for a conditional network."""
+        return len(dataset.classes) if self.conditional else 0
+
+    def place_holder(self, settings: Mapping[str, Any]) -> int:
+        usual, patch = super().place_holder(settings), settings["patch"]
+        checks.whole(1, patch=patch)
+        return patch if usual % patch else usual
+
+    def losses(self, network: PixelGPT, parents: Mapping[str, nn.Module]) -> Objective:
+        def loss(batch: Batch, source: Source) -> dict[str, Tensor]:
+            labels = batch.labels_for(network.config.classes)
+            return network.loss(batch.require_images(), source, labels)
+
+        return single_objective(network, loss, sample=lambda net, n, source: net.sample(n, source))
+
+    def check(self, splits: Splits, evaluator: Evaluator) -> None:
+        super().check(splits, evaluator)
+        evaluator.check(splits.held_out)
+
+    def evaluate(
+        self, network: PixelGPT, evaluator: Evaluator, splits: Splits
+    ) -> list[Measurement]:
+        def nats(batch: Batch, source: PerImage) -> Tensor:
+            labels = batch.labels_for(network.config.classes)
+            return network.nll(batch.require_images(), source, labels)
+
+        found = []
+        for test in splits.labelled_tests if self.conditional else splits.tests:
+            value = evaluator.mean(nats, test, "pixels")
+            about = about_data(test, seed=evaluator.seed)
+            found.append(
+                Measurement(name="−log p", value=value, unit="nats", better="lower", **about)
+            )
+            bits = float(bits_per_dimension(value, test.images[0].numel()))
+            found.append(
+                Measurement(name="bits/dim", value=bits, unit="bits/dim", better="lower", **about)
+            )
+        reference = observed(network, evaluator, splits.held_out)
+        return found + evaluator.sample_quality(network.sample, reference, of=self.kind_of_pixels())
+
+    def kind_of_pixels(self) -> str:
+        """Says which pixels samples have, and so which real ones they are compared with."""
+        levels = self.network.levels
+        return "black and white" if levels == 2 else "" if levels == 256 else f"{levels} levels"
+
+
+def observed(network: Any, evaluator: Evaluator, dataset: ImageDataset) -> ImageDataset:
+    """Returns images as a network models them, such as black and white ones: what its samples compare with.
+
+    Args:
+        network: has a method `observe` from images in [−1, 1] and a source to such images.
+        evaluator: has the seed by which pixels are drawn.
+        dataset: the images.
+    """
+
+    def pixels(batch: Batch, source: PerImage) -> Tensor:
+        return to_uint8(network.observe(batch.require_images(), source))
+
+    return replace(dataset, images=evaluator.each(pixels, dataset, "pixels"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodePriorRecipe(Recipe[ImageGPT]):
+    """The transformer over the codes of a VQ-VAE, of chapter 12: what makes a tokenizer a generative model.
+
+    Attributes:
+        tokenizer: the checkpoint whose codes they are, by name or path.
+        conditional: tell the network the label.
+    """
+
+    model: ClassVar[type[nn.Module]] = ImageGPT
+
+    steps: int = 10_000
+    batch_size: int = 32
+    learning_rate: float = 1e-3
+    beta2: float = 0.99
+    weight_decay: float = 0.01
+    warmup: float = 0.02
+    clip: float | None = 1.0
+    ema: float | None = 0.999
+    tokenizer: str = "vq-vae"
+    conditional: bool = False
+    network: ImageGPTConfig = field(default_factory=lambda: ImageGPTConfig(dropout=0.1))
+
+    def parents(self) -> Mapping[str, str]:
+        return {"tokenizer": self.tokenizer}
+
+    def classes(self, dataset: ImageDataset) -> int:
+        """Returns the number of the data's classes, for a conditional network."""
+        return len(dataset.classes) if self.conditional else 0
+
+    def config(
+        self, dataset: ImageDataset, parents: Mapping[str, nn.Module] | None = None
+    ) -> ImageGPTConfig:
+        """Returns the network's config: the tokenizer says what the tokens are."""
+        config = super().config(dataset, parents)
+        if not parents:
+            return config
+        tokenizer = parents["tokenizer"]
+        if not isinstance(tokenizer, ImageTokenizer):
+            raise ValueError(
+                f"tokenizer {self.tokenizer!r} is a {type(tokenizer).__name__}, which does not turn images into codes; "
+                "name a VQ-VAE."
+            )
+        rows, columns = tokenizer.grid
+        return replace(config, vocabulary=tokenizer.vocabulary, rows=rows, columns=columns)
+
+    def losses(self, network: ImageGPT, parents: Mapping[str, nn.Module]) -> Objective:
+        whole = self.assemble(network, parents)
+
+        def loss(batch: Batch, source: Source) -> dict[str, Tensor]:
+            nats = whole.nll(batch.require_images(), batch.labels_for(network.config.classes))
+            # Per token, so that the same learning rates and clips suit all grids.
+            return {"loss": nats.mean() / network.length, "nats": nats.mean().detach()}
+
+        def sample(net: ImageGPT, n: int, source: Source) -> Tensor:
+            return self.assemble(net, parents).sample(n, source)
+
+        return single_objective(network, loss, sample=sample)
+
+    def assemble(self, network: ImageGPT, parents: Mapping[str, nn.Module]) -> TwoStage:
+        """Returns the prior together with the decoder of its tokenizer."""
+        return TwoStage(network, parents["tokenizer"])
+
+    def check(self, splits: Splits, evaluator: Evaluator) -> None:
+        super().check(splits, evaluator)
+        evaluator.check(splits.held_out)
+
+    def evaluate(
+        self, network: TwoStage, evaluator: Evaluator, splits: Splits
+    ) -> list[Measurement]:
+        def nats(batch: Batch, source: PerImage) -> Tensor:
+            labels = batch.labels_for(network.prior.config.classes)
+            return network.nll(batch.require_images(), labels)
+
+        found = []
+        for test in splits.labelled_tests if self.conditional else splits.tests:
+            value = evaluator.mean(nats, test, "codes")
+            about = about_data(test, seed=evaluator.seed)
+            found.append(
+                Measurement(name="−log P(codes)", value=value, unit="nats", better="lower", **about)
+            )
+        return found + evaluator.sample_quality(network.sample, splits.held_out)
