@@ -16,6 +16,7 @@ from companion.autoencoder import Autoencoder, fit_gaussian, sample
 from companion.checkpoints import checkpoint_names
 from companion.denoising_autoencoder import DenoisingAutoencoder, DenoisingAutoencoderConfig
 from companion.gan import GAN, GANConfig, ImageToImage
+from companion.image_gpt import ImageGPT, PixelGPT, PixelGPTConfig
 from companion.masked_autoencoder import MaskedAutoencoder
 from companion.metrics.digit_cnn import DigitCNN
 from companion.nn import CausalTransformer, TransformerConfig
@@ -29,12 +30,14 @@ NETWORKS = [
     DenoisingAutoencoder,
     DigitCNN,
     GAN,
+    ImageGPT,
     ImageToImage,
     MaskedAutoencoder,
+    PixelGPT,
     VAE,
     VAEGAN,
 ]
-IMAGES = [kind for kind in NETWORKS if kind is not CausalTransformer]
+IMAGES = [kind for kind in NETWORKS if kind not in (CausalTransformer, ImageGPT)]
 NEEDED = {TransformerConfig: {"vocabulary": 7, "context": 6}}
 
 
@@ -146,6 +149,8 @@ def doors(network):
         masking = network.masking(2, seeded())
         found = [(n, d) for n, d in found if n in ("encode", "features")]
         found += [("forward", lambda x: network(x, masking))]
+    if isinstance(network, PixelGPT):
+        found = [("tokenize", network.tokenize), ("nll", lambda x: network.nll(x, seeded()))]
     if isinstance(network, VAEGAN):
         found = [(n, d) for n, d in found if n != "forward"]
         found += [("discriminator", network.discriminator)]
@@ -168,10 +173,12 @@ def samplers():
         vae_gan = VAEGAN(VAEGANConfig(encoder_width=2, decoder_width=2, discriminator_width=2))
         denoiser = DenoisingAutoencoder(DenoisingAutoencoderConfig(width=2, latent_dim=3)).eval()
         plain = Autoencoder().eval()
+        gpt = PixelGPT(PixelGPTConfig(width=8, layers=1, heads=2, patch=4, classes=2)).eval()
     density = fit_gaussian(torch.randn(50, 32, generator=seeded(1)))
     return {
         "gan": gan.sample,
         "conditional gan": conditional.sample,
+        "pixel transformer": gpt.sample,
         "vae": vae.sample,
         "vae-gan": vae_gan.eval().sample,
         "denoiser": lambda *a, **k: denoiser.sample(*a, **k, levels=4),

@@ -36,6 +36,7 @@ TINY = {"data": "digits", "steps": 2, "batch_size": 8, "seed": 5, "precision": "
 GAN = {"generator_width": 4, "discriminator_width": 4, "latent_dim": 5}
 VAE = {"architecture": "mlp", "width": 2, "latent_dim": 3, "iwae": 4}
 PAIR = {"encoder_width": 4, "decoder_width": 8, "discriminator_width": 4, "latent_dim": 5}
+GPT = {"width": 8, "layers": 1, "heads": 2}
 
 # Every recipe, and variants that take the other way at each fork in one.
 VARIANTS: dict[str, tuple[str, dict]] = {
@@ -69,6 +70,9 @@ VARIANTS: dict[str, tuple[str, dict]] = {
     ),
     "gan, r1": ("gan", GAN | {"loss": "non-saturating", "r1": 2.0, "normalisation": "none"}),
     "gan-cifar10": ("gan-cifar10", GAN | {"generator_every": 1}),
+    "image-gpt": ("image-gpt", GPT),
+    "image-gpt, conditional": ("image-gpt", GPT | {"conditional": True, "neighbours": False}),
+    "image-gpt-cifar10": ("image-gpt-cifar10", GPT | {"patch": 2, "levels": 3}),
     "image to image": ("image-to-image", {"generator_width": 4, "discriminator_width": 4}),
     "image to image, content": (
         "image-to-image",
@@ -220,6 +224,36 @@ def vae_loss(r, net, b, s):
         likelihood, kl = bound(r, net, b.images, s, *given)
         total = (-likelihood + r.network.beta * kl).mean()
         return {"loss": total, "reconstruction": -likelihood.mean(), "kl": kl.mean()}
+
+    return {"loss": loss}
+
+
+def pixel_tokens(r, x, s) -> Tensor:
+    """The number of each block, its pixels' levels as digits in base `levels`, pixel by pixel."""
+    c, (n, _, side, _) = r.network, x.shape
+    if c.levels == 2:
+        x = torch.where(uniform(tuple(x.shape), s) < (x + 1) / 2, 1.0, -1.0)
+    level = ((x + 1) / 2 * (c.levels - 1)).round().long()
+    tokens = torch.zeros(n, side // c.patch, side // c.patch, dtype=torch.int64)
+    for row in range(side):
+        for column in range(side):
+            place = row % c.patch * c.patch + column % c.patch
+            tokens[:, row // c.patch, column // c.patch] += (
+                level[:, 0, row, column] * c.levels**place
+            )
+    return tokens
+
+
+def gpt_nats(r, net, x, s, *given) -> Tensor:
+    tokens = pixel_tokens(r, x, s)
+    p = net.gpt(tokens, *given).softmax(dim=-1)
+    return -p.gather(-1, tokens.flatten(1)[..., None]).log().sum(dim=(1, 2))
+
+
+def gpt_loss(r, net, b, s):
+    def loss():
+        nats = gpt_nats(r, net, b.images, s, *([b.labels] if r.conditional else [])).mean()
+        return {"loss": nats / 784, "nats": nats}
 
     return {"loss": loss}
 
@@ -482,6 +516,29 @@ def vae_measures(r, net, few):
     return found | quality(drawn, few)
 
 
+def gpt_measures(r, net, few):
+    x, s = images(few, "pixels")
+    nats = float(gpt_nats(r, net, x, s, *([few.held_out.labels] if r.conditional else [])).mean())
+    x, s = images(few, "pixels")
+    tokens = pixel_tokens(r, x, s)
+    real = few.held_out.images.clone()
+    real.copy_(((net.detokenize(tokens) + 1) * 127.5).round())
+    s, labels = samples(), []
+    if r.conditional:
+        labels = [torch.stack([torch.randint(10, (), generator=g) for g in s.generators])]
+    # Token by token, each from the whole pass, by the first number that the cumulative probability exceeds.
+    u = uniform((SAMPLES, net.gpt.length), s)
+    grid = torch.zeros(SAMPLES, net.gpt.length, dtype=torch.int64)
+    for t in range(net.gpt.length):
+        p = net.gpt(grid.view(SAMPLES, *net.grid), *labels)[:, t].softmax(dim=-1)
+        grid[:, t] = (p.cumsum(dim=-1) <= u[:, t, None]).sum(dim=-1)
+    drawn = net.detokenize(grid.view(SAMPLES, *net.grid))
+    against = Few(few.train, replace(few.held_out, images=real))
+    return {("−log p", ""): nats, ("bits/dim", ""): nats / 784 / math.log(2)} | quality(
+        drawn, against, r.kind_of_pixels()
+    )
+
+
 def gan_measures(r, net, few):
     s = samples()
     labels = []
@@ -522,6 +579,7 @@ KINDS: dict[str, tuple[Callable, Callable]] = {
     "MaskedAutoencoderRecipe": (masked_loss, masked_measures),
     "VAERecipe": (vae_loss, vae_measures),
     "GANRecipe": (gan_loss, gan_measures),
+    "ImageGPTRecipe": (gpt_loss, gpt_measures),
     "ImageToImageRecipe": (image_to_image_loss, image_to_image_measures),
     "VAEGANRecipe": (vae_gan_loss, vae_gan_measures),
     "DigitCNNRecipe": (classifier_loss, classifier_measures),
@@ -647,7 +705,7 @@ def test_every_number_is_what_it_says(variant, few):
         for (name, of), value in expected.items()
     }
     units = {m.name: m.unit for m in found}
-    assert all(units.get(name, "nats") == "nats" for name in ("−ELBO", "KL", "reconstruction term"))
+    assert all(units.get(name, "nats") == "nats" for name in ("−ELBO", "KL", "−log p"))
     assert {(m.data, m.split) for m in found} == {("digits", "test")}
 
 
