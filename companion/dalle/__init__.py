@@ -1,0 +1,13 @@
+"""DALL-E: a tokenizer of captions, a discrete VAE as a tokenizer of images, and what models both."""
+
+from typing import TYPE_CHECKING
+
+from companion.faces import make_lazy
+
+if TYPE_CHECKING:
+    from companion.dalle.dvae import DVAE, DVAEConfig, logit_laplace_log_density
+    from companion.dalle.tokenizer import BytePairTokenizer
+
+__all__ = ["DVAE", "BytePairTokenizer", "DVAEConfig", "logit_laplace_log_density"]
+
+make_lazy(__name__)
