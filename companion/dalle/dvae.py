@@ -170,7 +170,7 @@ class DVAE(nn.Module):
             nn.Conv2d(pixels, c.width, 3, padding=1),
             *(ResidualBlock(c.width) for _ in range(c.blocks)),
             nn.SiLU(),
-            nn.Conv2d(c.width, c.codes, 1),
+            nn.Conv2d(c.width, c.width, 1),
         )
         self.embedding = nn.Parameter(torch.randn(c.codes, c.width))
         self.decoder = nn.Sequential(
@@ -203,7 +203,8 @@ class DVAE(nn.Module):
             ValueError: if they have another shape than the network was built for.
         """
         checks.images(x, self.config.channels, self.config.size, "DVAE")
-        return rearrange(self.encoder(x), "n v r k -> n r k v").float()
+        features = rearrange(self.encoder(x), "n d r k -> n r k d")
+        return (features @ self.embedding.T).float()
 
     def decode(
         self, z: Float[Tensor, "n r k v"]
