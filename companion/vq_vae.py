@@ -303,7 +303,7 @@ class VQVAEConfig:
         blocks: residual blocks of the encoder, and of the decoder.
         codebook: "ema" for running means, "gradient" for the paper's codebook loss.
         commitment: β.
-        decay: γ of the running means.
+        codebook_decay: γ of the running means.
         restart: a code used less than this share of the fair use starts again; 0 never.
         start: of the codebook, "k-means" on the first batch or "uniform".
         straight_through: let the decoder's gradient pass to the encoder.
@@ -321,7 +321,7 @@ class VQVAEConfig:
     blocks: int = 2
     codebook: Literal["ema", "gradient"] = "ema"
     commitment: float | int = 0.25
-    decay: float = 0.99
+    codebook_decay: float = 0.99
     restart: float | int = 0.03
     start: Literal["k-means", "uniform"] = "k-means"
     straight_through: bool = True
@@ -334,7 +334,7 @@ class VQVAEConfig:
         checks.one_of(["ema", "gradient"], codebook=self.codebook)
         checks.one_of(["k-means", "uniform"], start=self.start)
         checks.number(0, commitment=self.commitment)
-        checks.number(0, 1, decay=self.decay, restart=self.restart)
+        checks.number(0, 1, codebook_decay=self.codebook_decay, restart=self.restart)
         checks.flag(straight_through=self.straight_through)
         if self.size % self.downsampling:
             raise ValueError(
@@ -378,7 +378,7 @@ class VQVAE(nn.Module):
             c.codes,
             c.code_dim,
             codebook=c.codebook,
-            decay=c.decay,
+            decay=c.codebook_decay,
             restart=c.restart,
             start=c.start,
             straight_through=c.straight_through,
