@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from companion.recipes.masked_autoencoder import MaskedAutoencoderRecipe
     from companion.recipes.vae import VAERecipe
     from companion.recipes.vae_gan import VAEGANRecipe
+    from companion.recipes.vq_vae import VQVAERecipe
 
 __all__ = [
     "RECIPES",
@@ -55,6 +56,7 @@ __all__ = [
     "Unmeasured",
     "VAEGANRecipe",
     "VAERecipe",
+    "VQVAERecipe",
     "load_assembled",
     "make_checkpoint",
     "recipe_of",
@@ -76,6 +78,7 @@ _HOME = {
     "Unmeasured": "making",
     "VAEGANRecipe": "vae_gan",
     "VAERecipe": "vae",
+    "VQVAERecipe": "vq_vae",
     "load_assembled": "making",
     "make_checkpoint": "making",
     "recipe_of": "making",

@@ -137,6 +137,31 @@ ENTRIES: dict[str, Entry] = {
             "beta2": 0.999,
         },
     ),
+    "vq-vae": Entry(
+        "vq_vae",
+        "VQVAERecipe",
+        "The vector-quantised autoencoder of chapter 12: digits as 49 whole numbers.",
+    ),
+    "vq-vae-cifar10": Entry(
+        "vq_vae",
+        "VQVAERecipe",
+        "As vq-vae, but on the colour images of CIFAR-10: 64 codes of 512, a wider and deeper network.",
+        {
+            "data": "cifar10",
+            "steps": 100_000,
+            "batch_size": 128,
+            "learning_rate": 1e-3,
+            "width": 256,
+            "code_dim": 64,
+            "blocks": 6,
+        },
+    ),
+    "vq-vae-scenes": Entry(
+        "vq_vae",
+        "VQVAERecipe",
+        "As vq-vae, but on captioned colour scenes of 32×32 pixels, in 64 codes.",
+        {"data": "scenes"},
+    ),
 }
 
 
