@@ -21,7 +21,7 @@ Shapes: `n` images, a grid of `r` rows and `k` columns, `t = r·k` tokens, `v` t
 
 import math
 from dataclasses import KW_ONLY, dataclass, fields
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from einops import rearrange
@@ -105,7 +105,171 @@ class ImageGPTConfig(TransformerSizes):
         checks.whole(1, rows=self.rows, columns=self.columns)
 
 
-class ImageGPT(nn.Module):
+class TokenGrid(nn.Module):
+    """What models of a grid of tokens have in common: what each position is told, and how a grid is filled.
+
+    A subclass adds `trunk`, a causal transformer, and `head`, from its features to logits.
+
+    Args:
+        vocabulary, rows, columns, width, neighbours: as in `ImageGPTConfig`.
+    """
+
+    trunk: Trunk
+    head: nn.Linear
+
+    def __init__(
+        self, vocabulary: int, rows: int, columns: int, width: int, *, neighbours: bool
+    ) -> None:
+        super().__init__()
+        self.outside, self.rows, self.columns = vocabulary, rows, columns
+        # What a position is told: the token before it and, above it, those to the left, in the middle, to the right.
+        # The row after the last stands for "outside the grid".
+        self.previous = nn.Embedding(vocabulary + 1, width)
+        self.above = nn.ModuleList(
+            nn.Embedding(vocabulary + 1, width) for _ in range(3 if neighbours else 0)
+        )
+        self.position_row = nn.Embedding(rows, width)
+        self.position_column = nn.Embedding(columns, width)
+
+    @property
+    def length(self) -> int:
+        """The number of tokens of an image."""
+        return self.rows * self.columns
+
+    def check_grid(self, tokens: Int64[Tensor, "..."]) -> None:
+        """Requires grids of this model's tokens.
+
+        Raises:
+            ValueError: for another grid or a foreign token.
+        """
+        if tokens.ndim != 3 or tokens.shape[1:] != (self.rows, self.columns):
+            raise ValueError(
+                f"this {type(self).__name__} takes grids of {self.rows}×{self.columns} tokens, got the shape "
+                f"{tuple(tokens.shape)}."
+            )
+        check_tokens(tokens, self.outside)
+
+    def check_prefix(self, prefix: Int64[Tensor, "..."], n: int) -> None:
+        """Requires the first tokens of each of n images.
+
+        Raises:
+            ValueError: if they are more than an image has, or of another number of images, or foreign.
+        """
+        if prefix.ndim != 2 or len(prefix) != n or prefix.shape[1] > self.length:
+            raise ValueError(
+                f"a prefix has a row for each of the {n} images and at most {self.length} tokens (the grid is "
+                f"{self.rows}×{self.columns}), got the shape {tuple(prefix.shape)}."
+            )
+        check_tokens(prefix, self.outside, "the tokens of the prefix")
+
+    def places(self) -> Float[Tensor, "1 t c"]:
+        """Returns the embedding of every place, that of its row plus that of its column."""
+        rows, columns = self.position_row.weight, self.position_column.weight
+        return (rows[:, None] + columns[None]).flatten(0, 1)[None]
+
+    def inputs(self, tokens: Int64[Tensor, "n r k"]) -> Float[Tensor, "n t c"]:
+        """Returns what each position is told before its own token is known."""
+        flat = rearrange(tokens, "n r k -> n (r k)")
+        x = self.previous(F.pad(flat[:, :-1], (1, 0), value=self.outside))
+        # Row −1 and columns −1 and `columns` lie outside.
+        framed = F.pad(tokens[:, :-1], (1, 1, 1, 0), value=self.outside)
+        for shift, table in enumerate(self.above):
+            x = x + table(rearrange(framed[:, :, shift : shift + self.columns], "n r k -> n (r k)"))
+        return x + self.places()
+
+    def input_at(
+        self, place: int, flat: Int64[Tensor, "n t"], places: Float[Tensor, "1 t c"]
+    ) -> Float[Tensor, "n c"]:
+        """Returns what position `place`, not the first, is told: one column of `inputs`."""
+        row, column = divmod(place, self.columns)
+        before = flat[:, place - 1]
+        x = self.previous(before) + places[:, place]
+        for shift, table in enumerate(self.above, start=-1):
+            inside = row > 0 and 0 <= column + shift < self.columns
+            above = flat[:, place - self.columns + shift] if inside else None
+            x = x + table(torch.full_like(before, self.outside) if above is None else above)
+        return x
+
+    def fill(
+        self,
+        prefix: Int64[Tensor, "n p"],
+        u: Float[Tensor, "n t"],
+        *,
+        context: Float[Tensor, "n s c"] | None = None,
+        added: Float[Tensor, "n #t c"] | None = None,
+        temperature: float | int = 1.0,
+        top_k: int | None = None,
+        top_p: float | int | None = None,
+        use_cache: bool = True,
+    ) -> Int64[Tensor, "n r k"]:
+        """Draws the tokens that follow a prefix, one after the other.
+
+        Args:
+            prefix: the first tokens of each image; they stay.
+            u: uniform numbers in [0, 1), one for each token of an image: a longer prefix does not move later draws.
+            context: inputs that precede those of the image, such as a caption's.
+            added: to the inputs of all positions, such as a label's embedding, or one row for each.
+            temperature, top_k, top_p: as for `companion.nn.decoding.restrict`.
+            use_cache: keep keys and values of the past; changes the time and not the tokens.
+        """
+        # Many small steps: without autograd's book-keeping of views they take a tenth less.
+        with evaluating(self), torch.inference_mode():
+            canvas = _Canvas(self, prefix, context, added, use_cache)
+            known = canvas.known
+            if known < self.length:
+                continue_sequence(
+                    canvas.logits(),
+                    canvas.advance,
+                    u[:, known:],
+                    temperature=temperature,
+                    top_k=top_k,
+                    top_p=top_p,
+                    out=canvas.flat[:, known:],
+                )
+        # A tensor that autograd may use.
+        return canvas.tokens().clone()
+
+
+class _Canvas:
+    """Grids that are being filled, and what the transformer has seen of them."""
+
+    def __init__(
+        self,
+        grid: TokenGrid,
+        prefix: Tensor,
+        context: Tensor | None,
+        added: Tensor | None,
+        use_cache: bool,
+    ) -> None:
+        self.grid, self.context, self.known = grid, context, prefix.shape[1]
+        self.added = None if added is None else added.expand(-1, grid.length, -1)
+        # Tokens that are not known yet are zeros; only positions after them would see them.
+        self.flat = F.pad(prefix, (0, grid.length - self.known))
+        self.places = grid.places()
+        before = 0 if context is None else context.shape[1]
+        self.caches = grid.trunk.new_caches(before + grid.length) if use_cache else None
+
+    def tokens(self) -> Int64[Tensor, "n r k"]:
+        return rearrange(self.flat, "n (r k) -> n r k", r=self.grid.rows)
+
+    def logits(self) -> Float[Tensor, "n v"]:
+        """Returns the logits of the first token that is not known, from one pass over all that are."""
+        x = self.grid.inputs(self.tokens())[:, : self.known + 1]
+        x = x if self.added is None else x + self.added[:, : self.known + 1]
+        x = x if self.context is None else torch.cat([self.context, x], dim=1)
+        return self.grid.head(self.grid.trunk(x, self.caches)[:, -1])
+
+    def advance(self, token: Int64[Tensor, " n"]) -> Float[Tensor, "n v"]:
+        """Goes on after the token that was drawn last, which the grid holds, and returns the logits of the next."""
+        self.known += 1
+        if self.caches is None:
+            return self.logits()
+        x = self.grid.input_at(self.known, self.flat, self.places)[:, None]
+        x = x if self.added is None else x + self.added[:, self.known, None]
+        return self.grid.head(self.grid.trunk(x, self.caches)[:, -1])
+
+
+class ImageGPT(TokenGrid):
     """An autoregressive transformer over a grid of tokens, in the order of reading.
 
     Args:
@@ -115,38 +279,16 @@ class ImageGPT(nn.Module):
     Config = ImageGPTConfig
 
     def __init__(self, config: ImageGPTConfig | None = None) -> None:
-        super().__init__()
-        self.config = c = config or ImageGPTConfig()
-        # What a position is told: the token before it and, above it, those to the left, in the middle, to the right.
-        # The row after the last stands for "outside the grid".
-        self.previous = nn.Embedding(c.vocabulary + 1, c.width)
-        self.above = nn.ModuleList(
-            nn.Embedding(c.vocabulary + 1, c.width) for _ in range(3 if c.neighbours else 0)
-        )
-        self.position_row = nn.Embedding(c.rows, c.width)
-        self.position_column = nn.Embedding(c.columns, c.width)
+        c = config or ImageGPTConfig()
+        super().__init__(c.vocabulary, c.rows, c.columns, c.width, neighbours=c.neighbours)
+        self.config = c
         self.label = nn.Embedding(c.classes, c.width) if c.classes else None
         self.dropout = nn.Dropout(c.dropout)
         self.trunk = Trunk(c.width, c.layers, c.heads, expansion=c.expansion, dropout=c.dropout)
         self.head = nn.Linear(c.width, c.vocabulary)
         initialise(self, c.init_std, c.layers)
 
-    @property
-    def length(self) -> int:
-        """The number of tokens of an image."""
-        return self.config.rows * self.config.columns
-
-    # -- What positions are told ----------------------------------------------------------------------------------
-
-    def _check(self, tokens: Tensor) -> None:
-        c = self.config
-        if tokens.ndim != 3 or tokens.shape[1:] != (c.rows, c.columns):
-            raise ValueError(
-                f"this ImageGPT takes grids of {c.rows}×{c.columns} tokens, got the shape {tuple(tokens.shape)}."
-            )
-        check_tokens(tokens, c.vocabulary)
-
-    def _labels(self, labels: Tensor | None, n: int, device: torch.device) -> Tensor | float:
+    def _label(self, labels: Tensor | None, n: int) -> Tensor | None:
         c = self.config
         if (labels is None) != (self.label is None):
             raise ValueError(
@@ -155,26 +297,11 @@ class ImageGPT(nn.Module):
                 else "this ImageGPT was built without classes: leave the labels out."
             )
         if labels is None or self.label is None:
-            return 0.0
+            return None
         if labels.shape != (n,):
             raise ValueError(f"{n} images need {n} labels, got the shape {tuple(labels.shape)}.")
         check_tokens(labels, c.classes, "labels")
-        return self.label(labels.to(device))[:, None]
-
-    def _inputs(self, tokens: Tensor, labels: Tensor | None) -> Float[Tensor, "n t c"]:
-        """Returns the inputs of all positions, which hold earlier tokens only."""
-        c, n = self.config, len(tokens)
-        flat = rearrange(tokens, "n r k -> n (r k)")
-        x = self.previous(F.pad(flat[:, :-1], (1, 0), value=c.vocabulary))
-        # Row −1 and columns −1 and `columns` lie outside.
-        framed = F.pad(tokens[:, :-1], (1, 1, 1, 0), value=c.vocabulary)
-        for shift, table in enumerate(self.above):
-            x = x + table(rearrange(framed[:, :, shift : shift + c.columns], "n r k -> n (r k)"))
-        return self.dropout(x + self._places() + self._labels(labels, n, x.device))
-
-    def _places(self) -> Float[Tensor, "1 t c"]:
-        rows, columns = self.position_row.weight, self.position_column.weight
-        return (rows[:, None] + columns[None]).flatten(0, 1)[None]
+        return self.label(labels.to(self.label.weight.device))[:, None]
 
     # -- The distribution -----------------------------------------------------------------------------------------
 
@@ -190,8 +317,9 @@ class ImageGPT(nn.Module):
         Raises:
             ValueError: for another grid, a foreign token, or labels that are missing or too many.
         """
-        self._check(tokens)
-        return self.head(self.trunk(self._inputs(tokens, labels)))
+        self.check_grid(tokens)
+        x, label = self.inputs(tokens), self._label(labels, len(tokens))
+        return self.head(self.trunk(self.dropout(x if label is None else x + label)))
 
     def log_probs(
         self, tokens: Int64[Tensor, "n r k"], labels: Int64[Tensor, " n"] | None = None
@@ -237,72 +365,21 @@ class ImageGPT(nn.Module):
             ValueError: for a negative temperature, `top_k` below 1, `top_p` outside (0, 1], a prefix that is longer
                 than an image or holds foreign tokens, or labels that are missing or too many.
         """
-        c, device = self.config, self.head.weight.device
+        device = self.head.weight.device
         check_choices(temperature, top_k, top_p)
         checks.whole(1, n=n)
         if prefix is None:
-            prefix = torch.empty(n, 0, dtype=torch.int64, device=device)
-        if prefix.ndim != 2 or len(prefix) != n or prefix.shape[1] > self.length:
-            raise ValueError(
-                f"a prefix has a row for each of the {n} images and at most {self.length} tokens (the grid is "
-                f"{c.rows}×{c.columns}), got the shape {tuple(prefix.shape)}."
-            )
-        check_tokens(prefix, c.vocabulary, "the tokens of the prefix")
-        # All numbers of an image, also those of the prefix: so a longer prefix does not move the later draws.
-        u = uniform((n, self.length), source_of(n, source, seed))
-        # Many small steps: without autograd's book-keeping of views they take a tenth less.
-        with evaluating(self), torch.inference_mode():
-            canvas = _Canvas(self, prefix.to(device), labels, use_cache)
-            if canvas.known < self.length:
-                continue_sequence(
-                    canvas.logits(),
-                    canvas.advance,
-                    u[:, canvas.known :],
-                    temperature=temperature,
-                    top_k=top_k,
-                    top_p=top_p,
-                    out=canvas.flat[:, canvas.known :],
-                )
-        # A tensor that autograd may use.
-        return canvas.tokens().clone()
-
-
-class _Canvas:
-    """Grids that are being filled, and what the transformer has seen of them."""
-
-    def __init__(
-        self, gpt: ImageGPT, prefix: Tensor, labels: Tensor | None, use_cache: bool
-    ) -> None:
-        self.gpt, self.labels, self.known = gpt, labels, prefix.shape[1]
-        self.outside = gpt.config.vocabulary
-        # Tokens that are not known yet are zeros; only positions after them would see them.
-        self.flat = F.pad(prefix, (0, gpt.length - self.known))
-        self.caches = gpt.trunk.new_caches(gpt.length) if use_cache else None
-        self.added = gpt._places() + gpt._labels(labels, len(prefix), prefix.device)
-
-    def tokens(self) -> Int64[Tensor, "n r k"]:
-        return rearrange(self.flat, "n (r k) -> n r k", r=self.gpt.config.rows)
-
-    def logits(self) -> Float[Tensor, "n v"]:
-        """Returns the logits of the first token that is not known, from one pass over all that are."""
-        inputs = self.gpt._inputs(self.tokens(), self.labels)[:, : self.known + 1]
-        return self.gpt.head(self.gpt.trunk(inputs, self.caches)[:, -1])
-
-    def advance(self, token: Int64[Tensor, " n"]) -> Float[Tensor, "n v"]:
-        """Takes the token that was drawn last, and returns the logits of the next."""
-        self.known += 1
-        if self.caches is None:
-            return self.logits()
-        gpt, columns = self.gpt, self.gpt.config.columns
-        row, column = divmod(self.known, columns)
-        x = gpt.previous(token)
-        for shift, table in enumerate(gpt.above, start=-1):
-            inside = row > 0 and 0 <= column + shift < columns
-            above = self.known - columns + shift
-            token = self.flat[:, above] if inside else torch.full_like(token, self.outside)
-            x = x + table(token)
-        x = x[:, None] + self.added[:, self.known, None]
-        return gpt.head(gpt.trunk(x, self.caches)[:, -1])
+            prefix = torch.empty(n, 0, dtype=torch.int64)
+        self.check_prefix(prefix, n)
+        return self.fill(
+            prefix.to(device),
+            uniform((n, self.length), source_of(n, source, seed), device),
+            added=self._label(labels, n),
+            use_cache=use_cache,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+        )
 
 
 # --- 2. Pixels as tokens ----------------------------------------------------------------------------------------------
@@ -403,7 +480,7 @@ class PixelGPT(nn.Module):
             ValueError: for another grid or a foreign token.
         """
         c = self.config
-        self.gpt._check(tokens)
+        self.gpt.check_grid(tokens)
         digits = tokens[..., None] // self._powers(tokens.device) % c.levels
         blocks = rearrange(
             digits, "n r k (c p q) -> n c (r p) (k q)", c=c.channels, p=c.patch, q=c.patch
@@ -564,7 +641,9 @@ class TwoStage(nn.Module):
                 f"the prior is for {c.vocabulary} codes in a grid of {c.rows}×{c.columns}, but the tokenizer has "
                 f"{its[0]} in {its[1]}×{its[2]}; give it the tokenizer that it was trained with."
             )
-        self.prior, self.tokenizer = prior, tokenizer
+        self.prior = prior
+        # A module and a tokenizer in one, which no type can say.
+        self.tokenizer: Any = tokenizer
 
     def nll(
         self, x: Float[Tensor, "n c h w"], labels: Int64[Tensor, " n"] | None = None

@@ -91,7 +91,7 @@ def test_cached_logits_equal_those_of_the_full_pass(neighbours):
     net, grid = gpt(neighbours=neighbours), tokens()
     flat, full = grid.flatten(1), net(grid)
     for known in (0, 1, 5):
-        canvas = _Canvas(net, flat[:, :known], None, use_cache=True)
+        canvas = _Canvas(net, flat[:, :known], None, None, use_cache=True)
         torch.testing.assert_close(canvas.logits(), full[:, known], atol=1e-5, rtol=1e-5)
         for place in range(known, 11):
             canvas.flat[:, place] = flat[:, place]

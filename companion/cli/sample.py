@@ -4,6 +4,7 @@ import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     import torch
 
     from companion.checkpoints import Card
+    from companion.evaluation.evaluator import Sample
+    from companion.randomness import PerImage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +30,11 @@ class SampleOptions:
             default CHECKPOINT.png.
         columns: images in a row of the picture.
         seed: of the samples; the same seed gives the same images.
+        prompt: what to draw, in words, for a checkpoint that reads them: "a red three left of a blue seven".
+        rerank: draws for each image, of which the model's judge keeps the one that goes best with the prompt.
+        temperature: of models that draw token by token: below 1 likelier images, above 1 more varied ones.
+        top_k: draw each token among so many likeliest ones only.
+        top_p: draw each token among the fewest likeliest ones that have this probability together.
         batch_size: images at a time; it does not change the images.
         devices: processes that share the work; they do not change the images.
         accelerator: "auto" takes CUDA where there is a GPU.
@@ -38,6 +46,11 @@ class SampleOptions:
     out: Path | None = None
     columns: int = 8
     seed: int = 0
+    prompt: str | None = None
+    rerank: int = 1
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
     batch_size: int = 32
     devices: int = 1
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
@@ -50,7 +63,8 @@ ABOUT = """Draws images from a checkpoint.
 CHECKPOINT is the name of one that ships (companion list lists them), the folder of a run, or the path of a .safetensors
 file with its card beside it.
 
-example: companion sample runs/vae --n 64 --out grid.png"""
+examples: companion sample runs/vae --n 64 --out grid.png
+          companion sample dalle --prompt "a red three left of a blue seven" --n 4 --rerank 16"""
 
 # The settings with which Pillow writes each kind of picture, and the longest side that its format allows.
 PICTURES: dict[str, tuple[dict[str, Any], int]] = {
@@ -67,7 +81,7 @@ def run(arguments: Sequence[str]) -> int:
     """Runs `companion sample`."""
     prog = "companion sample CHECKPOINT"
     (name,), asked = subjects_and_options(SampleOptions(), arguments, prog, ABOUT)
-    require_at_least_one(asked, "n", "columns", "batch_size", "devices")
+    require_at_least_one(asked, "n", "columns", "batch_size", "devices", "rerank")
 
     from companion.checkpoints import load_card
 
@@ -121,12 +135,52 @@ def _draw(name: str, card: "Card", asked: SampleOptions, out: Path) -> int:
         progress=asked.progress or None,
     )
     # Bytes at once, a quarter of the memory that floats would take.
-    images = evaluator.draw(network.sample, asked.n, measure=to_uint8)
+    images = evaluator.draw(sampler(network, asked, card), asked.n, measure=to_uint8)
     if fabric.global_rank == 0:
         write(out, encoded(images, out, asked.columns))
         shape = f"{images.shape[2]}×{images.shape[3]}"
         print(f"{out}: {len(images)} images of {shape} from {card.name}, seed {asked.seed}")
     return DONE
+
+
+def sampler(network: Any, asked: SampleOptions, card: "Card") -> "Sample":
+    """Returns what draws images: a network's method, with what the command line asks of it.
+
+    Raises:
+        UsageError: if the network does not take that.
+    """
+    import inspect
+
+    choices = {
+        name: value
+        for name in ("temperature", "top_k", "top_p")
+        if (value := getattr(asked, name)) is not None
+    }
+    if asked.prompt is None:
+        if asked.rerank > 1:
+            raise UsageError(
+                "--rerank chooses the draws that go best with a prompt; give --prompt too."
+            )
+        method, given = network.sample, choices
+    elif not hasattr(network, "draw"):
+        raise UsageError(
+            f"{card.name!r} does not read prompts; leave --prompt out, or take a text-to-image model such as dalle."
+        )
+    else:
+        network.require_prompt(asked.prompt, asked.rerank)
+        prompt, given = asked.prompt, choices | {"rerank": asked.rerank}
+
+        def method(n: int, source: "PerImage", **others: Any) -> "torch.Tensor":
+            return network.draw([prompt] * n, source, **others)
+
+        return partial(method, **given)
+    for name in given:
+        if name not in inspect.signature(method).parameters:
+            flag = "--" + name.replace("_", "-")
+            raise UsageError(
+                f"{card.name!r} does not draw token by token, so {flag} means nothing to it; leave it out."
+            )
+    return partial(method, **given)
 
 
 def cannot_sample(card: "Card") -> str:

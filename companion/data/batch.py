@@ -72,6 +72,16 @@ class Batch:
             raise ValueError(self._lacks("labels"))
         return self.labels
 
+    def require_captions(self) -> tuple[str, ...]:
+        """Returns the text of each sample.
+
+        Raises:
+            ValueError: if the data have no captions.
+        """
+        if self.captions is None:
+            raise ValueError(self._lacks("captions"))
+        return self.captions
+
     def _lacks(self, part: str) -> str:
         there = ", ".join(name for name, found in vars(self).items() if found is not None)
         return f"the loss needs {part}, but a batch of these data has only {there}: train on data with {part}."
