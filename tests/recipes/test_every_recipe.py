@@ -37,6 +37,7 @@ GAN = {"generator_width": 4, "discriminator_width": 4, "latent_dim": 5}
 VAE = {"architecture": "mlp", "width": 2, "latent_dim": 3, "iwae": 4}
 PAIR = {"encoder_width": 4, "decoder_width": 8, "discriminator_width": 4, "latent_dim": 5}
 GPT = {"width": 8, "layers": 1, "heads": 2}
+CODES = {"width": 4, "codes": 20, "code_dim": 3, "blocks": 1}
 
 # Every recipe, and variants that take the other way at each fork in one.
 VARIANTS: dict[str, tuple[str, dict]] = {
@@ -80,6 +81,13 @@ VARIANTS: dict[str, tuple[str, dict]] = {
     ),
     "vae-gan": ("vae-gan", PAIR | {"beta": 0.6, "gamma": 0.05, "adversarial": 0.8}),
     "vae-gan-pixels": ("vae-gan-pixels", PAIR),
+    "vq-vae": ("vq-vae", CODES),
+    "vq-vae, gradient": (
+        "vq-vae",
+        CODES | {"codebook": "gradient", "start": "uniform", "commitment": 0.4},
+    ),
+    "vq-vae-cifar10": ("vq-vae-cifar10", CODES),
+    "vq-vae-scenes": ("vq-vae-scenes", CODES),
     "digit classifier": ("digit-cnn", {"width": 4}),
 }
 
@@ -568,6 +576,44 @@ def vae_gan_measures(r, net, few):
     return reconstructed(x, net.decoder(mean)) | quality(drawn, few)
 
 
+def vq_vae_loss(r, net, b, s):
+    def loss():
+        x, c = b.images, r.network
+        q = net.quantizer
+        z = net.encoder(x).permute(0, 2, 3, 1)
+        if not q.started:
+            q._start(z.detach(), s)  # tests/test_vq_vae.py has what it does
+        e = q.codebook[(z[..., None, :] - q.codebook).square().sum(-1).argmin(-1)]
+        through = z + (e - z).detach()
+        reconstruction = mse(net.decoder(through.permute(0, 3, 1, 2)), x)
+        commitment = mse(z, e.detach())
+        codebook = mse(e, z.detach()) if c.codebook == "gradient" else torch.zeros(())
+        total = reconstruction + codebook + c.commitment * commitment
+        return {"loss": total, "commitment": commitment, "codebook": codebook}
+
+    return {"loss": loss}
+
+
+def vq_vae_measures(r, net, few):
+    x, _ = images(few, "")
+    q = net.quantizer
+    z = net.encoder(x).permute(0, 2, 3, 1)
+    tokens = (z[..., None, :] - q.codebook).square().sum(-1).argmin(-1)
+    again = net.decoder(q.codebook[tokens].permute(0, 3, 1, 2)).clamp(-1, 1)
+    p = torch.bincount(tokens.flatten()).double() / tokens.numel()
+    bits = -float((p[p > 0] * p[p > 0].log2()).sum())
+    found = reconstructed(x, again) | {
+        ("perplexity", ""): 2**bits,
+        ("bits per image", ""): 49 * math.log2(20),
+        ("bits per image", "by usage"): 49 * bits,
+        ("FID", "reconstructions"): fid(digit_features(x), digit_features(again)),
+    }
+    s = samples()
+    drawn = torch.stack([torch.randint(20, (7, 7), generator=g) for g in s.generators])
+    drawn = net.decoder(q.codebook[drawn].permute(0, 3, 1, 2)).clamp(-1, 1)
+    return found | quality(drawn, few, "uniform codes")
+
+
 def classifier_measures(r, net, few):
     x, _ = images(few, "")
     return {("accuracy", ""): float((net(x).argmax(dim=1) == few.held_out.labels).double().mean())}
@@ -582,6 +628,7 @@ KINDS: dict[str, tuple[Callable, Callable]] = {
     "ImageGPTRecipe": (gpt_loss, gpt_measures),
     "ImageToImageRecipe": (image_to_image_loss, image_to_image_measures),
     "VAEGANRecipe": (vae_gan_loss, vae_gan_measures),
+    "VQVAERecipe": (vq_vae_loss, vq_vae_measures),
     "DigitCNNRecipe": (classifier_loss, classifier_measures),
 }
 
