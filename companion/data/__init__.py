@@ -2,6 +2,7 @@
 
 >>> from companion import data
 >>> digits = data.load("digits")                 # 4,000 real digits, no download
+>>> scenes = data.load("scenes")                 # 50,000 scenes of two digits, with captions
 >>> batch = digits[:64].floats()                 # float32 "64 1 28 28" in [-1, 1]
 >>> photos = data.photographs()                  # {"astronaut": uint8 "3 512 512", …}
 >>> ring = data.toy.RingOfGaussians()            # .sample(n, generator), .log_prob(x)
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from companion.data.catalogue import SPLITS, load
     from companion.data.digits import is_held_out
     from companion.data.folders import FolderImages, UnreadableImageError, folder
-    from companion.data.images import ImageDataset, to_float, to_uint8
+    from companion.data.images import CaptionedImages, ImageDataset, to_float, to_uint8
     from companion.data.photographs import photographs
     from companion.data.sources import DATASETS
     from companion.data.text import Document, standard_library_text
@@ -31,6 +32,7 @@ __all__ = [
     "DATASETS",
     "SPLITS",
     "Batch",
+    "CaptionedImages",
     "CorruptFileError",
     "DataError",
     "Document",

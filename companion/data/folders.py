@@ -25,9 +25,8 @@ import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
-from companion.data.batch import Batch
 from companion.data.decoding import MAX_PIXELS, decode
-from companion.data.images import ImageDataset
+from companion.data.images import CaptionedImages
 from companion.data.places import CAPTIONS, ENDINGS, Place, opened, shown
 from companion.errors import DataError, unknown_name
 
@@ -42,33 +41,21 @@ class UnreadableImageError(DataError):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class FolderImages(ImageDataset):
-    """Images of a folder or zip.
+class FolderImages(CaptionedImages):
+    """Images of a folder or zip, with captions if it has any.
 
     Attributes:
         files: where each image comes from, relative to the folder.
-        captions: the text of each image, or empty if there are none.
         skipped: files that could not be used, each with the reason; empty unless `on_error="skip"`.
     """
 
     files: tuple[str, ...] = ()
-    captions: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
 
     def _take(self, positions: Int64[Tensor, " m"]) -> "FolderImages":
-        chosen = positions.tolist()
         return replace(
-            super()._take(positions),
-            files=tuple(self.files[i] for i in chosen),
-            captions=tuple(self.captions[i] for i in chosen) if self.captions else (),
+            super()._take(positions), files=tuple(self.files[i] for i in positions.tolist())
         )
-
-    def batch_at(
-        self, positions: Int64[Tensor, " m"], device: str | torch.device | None = None
-    ) -> Batch:
-        """Returns the chosen images as `ImageDataset.batch_at` does, with their captions if there are any."""
-        captions = tuple(self.captions[i] for i in positions.tolist()) if self.captions else None
-        return replace(super().batch_at(positions, device), captions=captions)
 
 
 def folder(

@@ -6,6 +6,7 @@ The two types cannot be confused, because one is `UInt8` and the other `Float32`
 """
 
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -20,6 +21,7 @@ from torch import Tensor
 from companion.data.batch import Batch
 
 D = TypeVar("D", bound="ImageDataset")
+C = TypeVar("C", bound="CaptionedImages")
 
 # What chooses images: a number, a slice, numbers, or a mask.
 Selection = int | slice | Sequence[int] | np.ndarray | Tensor
@@ -265,10 +267,59 @@ class ImageDataset:
     @cached_property
     def sha256(self) -> str:
         """The hash of the content: shape, then pixels, then labels as little-endian int64, in this order."""
+        return self._digest().hexdigest()
+
+    def _digest(self) -> "hashlib._Hash":
+        """Hashes the content; a data set with more than images and labels adds its own parts."""
         digest = hashlib.sha256(repr(tuple(self.images.shape)).encode())
         digest.update(self.images.contiguous().cpu().numpy().tobytes())
         digest.update(self.labels.contiguous().cpu().numpy().astype("<i8").tobytes())
-        return digest.hexdigest()
+        return digest
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class CaptionedImages(ImageDataset):
+    """Images with a text for each; the texts reach the loss as `Batch.captions`.
+
+    Attributes:
+        captions: the text of each image, or empty if there are none.
+
+    Raises:
+        TypeError, ValueError: as `ImageDataset`, and for another number of captions than of images.
+    """
+
+    captions: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.captions and len(self.captions) != len(self.images):
+            raise ValueError(
+                f"{self.name}/{self.split}: {len(self.images)} images need as many captions or none, "
+                f"got {len(self.captions)}."
+            )
+
+    def _take(self: C, positions: Int64[Tensor, " m"]) -> C:
+        captions = tuple(self.captions[i] for i in positions.tolist()) if self.captions else ()
+        return replace(
+            self,
+            images=self.images[positions],
+            labels=self.labels[positions],
+            captions=captions,
+        )
+
+    def batch_at(
+        self, positions: Int64[Tensor, " m"], device: str | torch.device | None = None
+    ) -> Batch:
+        """Returns the chosen images as `ImageDataset.batch_at` does, with their captions if there are any."""
+        captions = tuple(self.captions[i] for i in positions.tolist()) if self.captions else None
+        return replace(super().batch_at(positions, device), captions=captions)
+
+    def _digest(self) -> "hashlib._Hash":
+        """Hashes the captions after the rest; without captions it is the hash of the images and labels alone."""
+        digest = super()._digest()
+        if self.captions:
+            digest.update(json.dumps(self.captions).encode())
+        return digest
 
 
 class TorchImages(torch.utils.data.Dataset[tuple[Tensor, int]]):

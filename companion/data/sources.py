@@ -4,13 +4,15 @@ from typing import Literal
 
 from companion.data.downloads import SOURCES, cache_folder
 
-# `digits` comes with a package that is installed anyway; the others are downloaded.
-DATASETS = ("digits", *SOURCES)
+# `digits` come with a package that is installed anyway, and `scenes` are made of them; the others are downloaded.
+DATASETS = ("digits", "scenes", *SOURCES)
 
 
 def kind_of(name: str) -> Literal["digits", "images"]:
     """Returns the kind of a dataset's images (`ImageDataset.kind`), which say it themselves once they are loaded."""
-    return SOURCES[name].kind if name in SOURCES else "digits"
+    if name in SOURCES:
+        return SOURCES[name].kind
+    return "digits" if name == "digits" else "images"
 
 
 def embedded(name: str) -> bool:
