@@ -3,11 +3,12 @@
 It judges the scenes of `companion.data.scenes`. Place and colour are read by rule, the digits by the frozen classifier
 "digit-cnn". A scene is read in four steps.
 
-1. **Ink** is the largest of a pixel's three channels, between 0 (black) and 1.
+1. **Ink** is the largest of a pixel's three channels, between 0 (black) and 1; what is
+   fainter than 0.2 is background.
 2. **Halves.** Ink that is spread further along the rows than along the columns has its things side by side, otherwise
    one above the other; the image is cut in the middle across that direction.
 3. **A thing** is the ink of a half. It counts if there is enough of it, and if its bright pixels fit into a box little
-   larger than a digit's place. Where one of the halves has no thing, nothing is read: in blank images, noise, scenes
+   larger than a digit's place, and the centres of the two are apart. Where one of the halves has no thing, nothing is read: in blank images, noise, scenes
    with a blob too many.
 4. **Colour and digit.** The colour is the nearest of the six to the average of the pixels, weighted by ink. For the
    digit the ink is resized as MNIST's digits are, its centre of mass in the middle of 28×28 pixels.
@@ -28,6 +29,11 @@ from companion.metrics.digit_cnn import DigitCNN
 
 # Ink above this is bright: part of a digit's strokes, not of a blur around them.
 BRIGHT = 0.4
+# Ink below this is background, of noise or ringing, and is left out.
+FAINT = 0.2
+# The centres of two things lie at least so many pixels apart in their direction; real ones, 16 less what digits are
+# off their places' middles. The halves of a single digit lie closer together.
+APART = 10
 # The least sum of ink of a thing; the thinnest real ones have twice as much.
 LEAST_INK = 8.0
 # Rows and columns that a thing's bright pixels may take.
@@ -103,6 +109,7 @@ def read(images: Float[Tensor, "n 3 32 32"], classifier: DigitCNN | None = None)
     checks.images(images, 3, SIDE, "scene oracle")
     classifier = classifier or load_checkpoint("digit-cnn", images.device).eval()
     x = images.float().nan_to_num(-1.0).clamp(-1, 1).add(1).div(2)
+    x = torch.where(x.amax(1, keepdim=True) < FAINT, 0.0, x)
     side_by_side = _side_by_side(x.amax(1))
     # What stands one above the other is transposed, so that all are cut alike, and turned back before it is read.
     lying = torch.where(side_by_side[:, None, None, None], x, x.mT)
@@ -117,7 +124,7 @@ def read(images: Float[Tensor, "n 3 32 32"], classifier: DigitCNN | None = None)
         colours.append(_colour(part, ink))
         digits.append(_digit(ink, classifier))
     return Reading(
-        found=torch.stack(found, 1).all(1),
+        found=torch.stack(found, 1).all(1) & _apart(lying.amax(1)),
         colours=torch.stack(colours, 1),
         digits=torch.stack(digits, 1),
         side_by_side=side_by_side,
@@ -197,6 +204,16 @@ def _side_by_side(ink: Float[Tensor, "n h w"]) -> Bool[Tensor, " n"]:
         return (share * (at - mean) ** 2).sum(1)
 
     return spread(ink.sum(1)) > spread(ink.sum(2))
+
+
+def _apart(lying: Float[Tensor, "n h w"]) -> Bool[Tensor, " n"]:
+    """Says whether the centres of mass of the left and the right half are further apart than those of one thing."""
+    along, at = lying.sum(1), torch.arange(SIDE, device=lying.device, dtype=lying.dtype)
+    left, right = (
+        (part * where).sum(1) / part.sum(1).clamp(min=1e-6)
+        for part, where in zip(along.split(SIDE // 2, 1), at.split(SIDE // 2), strict=True)
+    )
+    return right - left >= APART
 
 
 def _is_a_thing(ink: Float[Tensor, "n h w"]) -> Bool[Tensor, " n"]:
