@@ -54,8 +54,8 @@ def test_the_loss_is_the_symmetric_cross_entropy(same_captions):
     network, x = clip(same_captions=same_captions), images()
     found = network.loss(x, CAPTIONS)
     scores = (network.scores(x, CAPTIONS) / 0.07).detach().double()
-    assert float(found["scale"]) == pytest.approx(1 / 0.07)
-    assert float(found["loss"]) == pytest.approx(by_hand(scores, CAPTIONS, same_captions), rel=1e-5)
+    assert found["scale"].item() == pytest.approx(1 / 0.07)
+    assert found["loss"].item() == pytest.approx(by_hand(scores, CAPTIONS, same_captions), rel=1e-5)
     found["loss"].backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
 
@@ -72,12 +72,12 @@ def test_without_equal_captions_the_three_are_one():
 
 def test_the_scale_starts_at_the_papers_and_stops_at_100():
     network = clip()
-    assert float(network.log_scale) == pytest.approx(math.log(1 / 0.07))
+    assert network.log_scale.item() == pytest.approx(math.log(1 / 0.07))
     with torch.no_grad():
         network.log_scale.fill_(7.0)
     found = network.loss(images(), CAPTIONS)
-    assert float(found["scale"]) == pytest.approx(100, rel=1e-5)
-    assert float(network.log_scale) == pytest.approx(math.log(100))
+    assert found["scale"].item() == pytest.approx(100, rel=1e-5)
+    assert network.log_scale.item() == pytest.approx(math.log(100))
 
 
 def test_features_have_unit_length_and_do_not_depend_on_their_batch():
