@@ -49,7 +49,9 @@ class CLIPRecipe(Recipe[CLIP]):
         """Returns a side that the patches tile."""
         return 8 * int(settings["patch"])
 
-    def config(self, dataset: ImageDataset) -> CLIPConfig:
+    def config(
+        self, dataset: ImageDataset, parents: Mapping[str, nn.Module] | None = None
+    ) -> CLIPConfig:
         """Returns the network's config, with a tokenizer trained on the captions.
 
         Raises:
@@ -57,7 +59,7 @@ class CLIPRecipe(Recipe[CLIP]):
         """
         tokenizer = BytePairTokenizer.train(captions_of(dataset), self.vocabulary)
         return replace(
-            super().config(dataset),
+            super().config(dataset, parents),
             merges=tokenizer.flat,
             known_words=tuple(sorted(tokenizer.known_words)),
         )
