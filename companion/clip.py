@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from companion import checks
-from companion.dalle.tokenizer import BytePairTokenizer
 from companion.nn.collective import rows_of_processes
+from companion.nn.tokenizer import BytePairTokenizer
 from companion.nn.transformer import Block, initialise
 
 SameCaptions = Literal["masked", "positive", "negative"]
@@ -84,7 +84,7 @@ class CLIPConfig:
             )
         if self.size % self.patch:
             raise ValueError(
-                f"size {self.size} is not a multiple of patch {self.patch}: patches of {self.patch}×{self.patch} pixels "
+                f"size {self.size} is not a multiple of patch {self.patch}: its patches "
                 f"do not tile the images. Choose a patch that divides {self.size}."
             )
         _require_tuple(int, merges=self.merges)

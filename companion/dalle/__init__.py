@@ -6,7 +6,7 @@ from companion.faces import make_lazy
 
 if TYPE_CHECKING:
     from companion.dalle.dvae import DVAE, DVAEConfig, logit_laplace_log_density
-    from companion.dalle.tokenizer import BytePairTokenizer
+    from companion.nn.tokenizer import BytePairTokenizer
 
 __all__ = ["DVAE", "BytePairTokenizer", "DVAEConfig", "logit_laplace_log_density"]
 

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from companion import checks
-from companion.dalle.tokenizer import BytePairTokenizer
+from companion.nn.tokenizer import BytePairTokenizer
 from companion.image_gpt import LARGEST_VOCABULARY, ImageTokenizer, TokenGrid
 from companion.nn.decoding import check_choices, continue_sequence
 from companion.nn.transformer import Trunk, evaluating, initialise

@@ -32,7 +32,7 @@ from torch.nn import functional as F
 
 from companion import checks
 from companion.nn.collective import processes
-from companion.nn.layers import ResidualBlock
+from companion.nn.layers import ResidualBlock, he_initialise
 from companion.randomness import Source, integers, source_of, uniform
 
 # --- 1. The likelihood ------------------------------------------------------------------------------------------------
@@ -180,6 +180,10 @@ class DVAE(nn.Module):
             nn.Conv2d(c.width, 2 * pixels, 3, padding=1),
             nn.PixelShuffle(c.factor),
         )
+        # torch's own start lets the signal fade; the residual blocks begin as the identity and stay so.
+        for part in (*self.encoder, *self.decoder):
+            if isinstance(part, nn.Conv2d):
+                he_initialise(part)
         self.register_buffer("images_seen", torch.zeros((), dtype=torch.int64))
 
     # --- Encoder and decoder ------------------------------------------------------------------------------------------

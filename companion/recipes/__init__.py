@@ -23,8 +23,10 @@ from companion.recipes.registry import RECIPES
 if TYPE_CHECKING:
     from companion.recipes.autoencoder import AutoencoderRecipe
     from companion.recipes.base import Recipe, Splits, without_held_out
+    from companion.recipes.clip import CLIPRecipe
     from companion.recipes.denoising_autoencoder import DenoisingAutoencoderRecipe
     from companion.recipes.digit_cnn import DigitCNNRecipe
+    from companion.recipes.dvae import DVAERecipe
     from companion.recipes.gan import GANRecipe
     from companion.recipes.image_gpt import CodePriorRecipe, ImageGPTRecipe
     from companion.recipes.image_to_image import ImageToImageRecipe
@@ -43,7 +45,9 @@ if TYPE_CHECKING:
 __all__ = [
     "RECIPES",
     "AutoencoderRecipe",
+    "CLIPRecipe",
     "CodePriorRecipe",
+    "DVAERecipe",
     "DenoisingAutoencoderRecipe",
     "DigitCNNRecipe",
     "GANRecipe",
@@ -65,6 +69,8 @@ __all__ = [
 
 _HOME = {
     "AutoencoderRecipe": "autoencoder",
+    "CLIPRecipe": "clip",
+    "DVAERecipe": "dvae",
     "CodePriorRecipe": "image_gpt",
     "DenoisingAutoencoderRecipe": "denoising_autoencoder",
     "DigitCNNRecipe": "digit_cnn",

@@ -31,7 +31,7 @@ R = TypeVar("R", bound="Recipe")
 N = TypeVar("N", bound=nn.Module)
 
 # What a network's config says of the data; the data say it themselves.
-FROM_DATA = ("channels", "size", "classes")
+FROM_DATA = ("channels", "size", "classes", "merges", "known_words")
 # A weight, its gradient, AdamW's two moments and the average of the weights, four bytes each.
 BYTES_PER_PARAMETER = 20
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from companion import checks
 from companion.dalle.dalle import DALLE, DALLEConfig, TextToImage
-from companion.dalle.tokenizer import BytePairTokenizer
+from companion.nn.tokenizer import BytePairTokenizer
 from companion.data import ImageDataset, load, to_uint8
 from companion.data.batch import Batch
 from companion.evaluation import Evaluator

@@ -42,6 +42,11 @@ ENTRIES: dict[str, Entry] = {
         "AutoencoderRecipe",
         "The autoencoder of chapter 8: the least squared error through a bottleneck.",
     ),
+    "clip": Entry(
+        "clip",
+        "CLIPRecipe",
+        "CLIP of chapter 13: a transformer over patches and one over captions, one space for both.",
+    ),
     "denoising-autoencoder": Entry(
         "denoising_autoencoder",
         "DenoisingAutoencoderRecipe",
@@ -52,6 +57,11 @@ ENTRIES: dict[str, Entry] = {
         "digit_cnn",
         "DigitCNNRecipe",
         "The digit classifier behind every FID on digits: eight passes over MNIST, augmented by small affine maps.",
+    ),
+    "dvae": Entry(
+        "dvae",
+        "DVAERecipe",
+        "The discrete VAE of chapter 13, which cuts images into tokens: Gumbel-softmax codes, logit-Laplace pixels.",
     ),
     "gan": Entry(
         "gan",

@@ -16,7 +16,7 @@ from companion.dalle.dalle import (
     attention_mask,
     layer_kinds,
 )
-from companion.dalle.tokenizer import BytePairTokenizer
+from companion.nn.tokenizer import BytePairTokenizer
 from companion.randomness import PerImage, initialisation
 
 CAPTIONS = ["a red three", "a blue seven", "a red seven left of a blue three"]

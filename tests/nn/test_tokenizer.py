@@ -12,15 +12,17 @@ from hypothesis import strategies as st
 tokenizers = pytest.importorskip("tokenizers")
 
 from companion.dalle import BytePairTokenizer  # noqa: E402
-from companion.dalle.tokenizer import BYTES, split, words  # noqa: E402
 from companion.data.text import standard_library_text  # noqa: E402
+from companion.nn.tokenizer import BYTES, split, words  # noqa: E402
 
 COLOURS = ("red", "green", "blue", "yellow", "magenta", "cyan")
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 RELATIONS = ("left of", "right of", "above", "below")
 CAPTIONS = [
     f"a {a} {b} {relation} a {c} {d}"
-    for a, b, relation, c, d in itertools.product(COLOURS, DIGITS[::3], RELATIONS, COLOURS, DIGITS[::4])
+    for a, b, relation, c, d in itertools.product(
+        COLOURS, DIGITS[::3], RELATIONS, COLOURS, DIGITS[::4]
+    )
 ]
 UNICODE = [
     "Dès Noël, où un zéphyr haï me vêt de glaçons würmiens, je dîne d’exquis rôtis 😀😀👩‍👩‍👧",
@@ -29,7 +31,12 @@ UNICODE = [
     "𝔘𝔫𝔦𝔠𝔬𝔡𝔢 \u0301combining e\u0301 ᾳ ǅ ªº ñ²³ ௧௨ Ⅻ",
 ]
 # So that two ways lead to one token: "abc" from "ab" and "c", and from "a" and "bc".
-TWO_WAYS = ["ab"] * 60 + ["bc"] * 50 + ["abc abcx abcxy", "xabc zbcx abcx"] * 9 + ["bcab abcabc cabcab"] * 5
+TWO_WAYS = (
+    ["ab"] * 60
+    + ["bc"] * 50
+    + ["abc abcx abcxy", "xabc zbcx abcx"] * 9
+    + ["bcab abcabc cabcab"] * 5
+)
 LIBRARY = [d.text for d in standard_library_text()[:40]]
 CORPORA = {
     "captions": (CAPTIONS, 320),

@@ -166,7 +166,9 @@ class BytePairTokenizer:
 
     def __init__(self, merges: Sequence[int] = (), known_words: Iterable[str] = ()) -> None:
         if len(merges) % 2:
-            raise ValueError(f"merges are pairs of tokens, got {len(merges)} numbers, which is odd.")
+            raise ValueError(
+                f"merges are pairs of tokens, got {len(merges)} numbers, which is odd."
+            )
         pairs = list(zip(merges[::2], merges[1::2], strict=True))
         strings = [bytes([byte]) for byte in BYTES]
         token_of = {string: token for token, string in enumerate(strings)}
