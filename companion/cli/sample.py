@@ -167,7 +167,7 @@ def sampler(network: Any, asked: SampleOptions, card: "Card") -> "Sample":
             f"{card.name!r} does not read prompts; leave --prompt out, or take a text-to-image model such as dalle."
         )
     else:
-        network.require_prompt(asked.prompt, asked.rerank)
+        network.check_prompt(asked.prompt, asked.rerank)
         prompt, given = asked.prompt, choices | {"rerank": asked.rerank}
 
         def method(n: int, source: "PerImage", **others: Any) -> "torch.Tensor":

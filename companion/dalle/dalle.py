@@ -33,9 +33,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from companion import checks
-from companion.nn.tokenizer import BytePairTokenizer
 from companion.image_gpt import LARGEST_VOCABULARY, ImageTokenizer, TokenGrid
 from companion.nn.decoding import check_choices, continue_sequence
+from companion.nn.tokenizer import BytePairTokenizer
 from companion.nn.transformer import Trunk, evaluating, initialise
 from companion.randomness import Source, source_of, uniform
 
@@ -118,7 +118,7 @@ class DALLEConfig:
         columns: of the image's grid.
         text_length: positions of the text; longer captions are refused, shorter ones padded.
         merges: of the text's tokenizer, as `BytePairTokenizer` takes them.
-        words: that the training captions held.
+        known_words: that the training captions held.
         width: channels of the residual stream, a multiple of `heads`.
         layers: number of blocks.
         heads: attention heads in each block.
@@ -139,7 +139,7 @@ class DALLEConfig:
     columns: int = 8
     text_length: int = 16
     merges: tuple[int, ...] = ()
-    words: tuple[str, ...] = ()
+    known_words: tuple[str, ...] = ()
     width: int = 128
     layers: int = 4
     heads: int = 4
@@ -217,7 +217,7 @@ class DALLE(TokenGrid):
     @cached_property
     def captions(self) -> BytePairTokenizer:
         """The tokenizer of captions."""
-        return BytePairTokenizer(self.config.merges, self.config.words)
+        return BytePairTokenizer(self.config.merges, self.config.known_words)
 
     @property
     def text_vocabulary(self) -> int:
@@ -228,8 +228,7 @@ class DALLE(TokenGrid):
         """Returns the tokens of captions, padded: the pad of position j is `vocabulary + j`.
 
         Raises:
-            ValueError: if a caption is empty or too long, or has a word that no training caption had; the message names
-                the nearest that one had.
+            ValueError: if a caption is empty or too long.
         """
         tokenizer, length = self.captions, self.config.text_length
         pads = list(range(tokenizer.vocabulary, tokenizer.vocabulary + length))
@@ -237,8 +236,6 @@ class DALLE(TokenGrid):
         for caption in captions:
             if not caption.strip():
                 raise ValueError("the prompt is empty; describe what to draw.")
-            if self.config.words:
-                tokenizer.require_known(caption)
             tokens = tokenizer.encode(caption)
             if len(tokens) > length:
                 raise ValueError(
@@ -249,6 +246,17 @@ class DALLE(TokenGrid):
         if not rows:
             raise ValueError("there is no prompt; give one at least.")
         return torch.tensor(rows, dtype=torch.int64)
+
+    def check_prompt(self, prompt: str) -> None:
+        """Requires a caption that the network can make something of.
+
+        Raises:
+            ValueError: if it is empty or too long, or holds a word that no training caption held; the message names
+                the nearest that one did.
+        """
+        self.encode([prompt])
+        if self.config.known_words:
+            self.captions.require_known(prompt)
 
     def decode(self, text: Int64[Tensor, "n l"]) -> list[str]:
         """Returns the captions of text tokens, without their pads."""
@@ -446,18 +454,18 @@ class TextToImage(nn.Module):
         self.tokenizer: Any = tokenizer
         self.judge: Any = judge
 
-    def require_prompt(self, prompt: str, rerank: int = 1) -> None:
+    def check_prompt(self, prompt: str, rerank: int = 1) -> None:
         """Makes sure, before anything is drawn, that `draw` can draw what is asked for.
 
         Raises:
-            ValueError: as from `draw`.
+            ValueError: as from `DALLE.check_prompt`, or for draws to choose from without a judge.
         """
         checks.whole(1, rerank=rerank)
         if rerank > 1 and self.judge is None:
             raise ValueError(
                 f"rerank={rerank} needs a judge that chooses among the draws, and this model came without one."
             )
-        self.model.encode([prompt])
+        self.model.check_prompt(prompt)
 
     def nll(self, x: Float[Tensor, "n c h w"], captions: Sequence[str]) -> Nats:
         """Returns −log P of captions, and of the codes of images given them, in nats."""
@@ -493,10 +501,10 @@ class TextToImage(nn.Module):
             Images in [−1, 1].
 
         Raises:
-            ValueError: for captions that cannot be read (see `DALLE.encode`), or draws to choose from without a judge.
+            ValueError: for captions that cannot be read (see `DALLE.check_prompt`), or draws to choose from without a judge.
         """
-        for caption in captions[:1]:
-            self.require_prompt(caption, rerank)
+        for caption in dict.fromkeys(captions):
+            self.check_prompt(caption, rerank)
         n, device = len(captions), self.model.head.weight.device
         text = self.model.encode(captions)
         u = uniform((n, rerank, self.model.length), source_of(n, source, seed), device)

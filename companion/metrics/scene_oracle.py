@@ -7,9 +7,9 @@ It judges the scenes of `companion.data.scenes`. Place and colour are read by ru
    fainter than 0.2 is background.
 2. **Halves.** Ink that is spread further along the rows than along the columns has its things side by side, otherwise
    one above the other; the image is cut in the middle across that direction.
-3. **A thing** is the ink of a half. It counts if there is enough of it, and if its bright pixels fit into a box little
-   larger than a digit's place, and the centres of the two are apart. Where one of the halves has no thing, nothing is read: in blank images, noise, scenes
-   with a blob too many.
+3. **A thing** is the ink of a half. It counts if there is enough of it, if its bright pixels fit into a box little
+   larger than a digit's place, and if the centres of the two are apart. Where one of the halves has no thing, nothing is
+   read: in blank images, noise, scenes with a blob too many.
 4. **Colour and digit.** The colour is the nearest of the six to the average of the pixels, weighted by ink. For the
    digit the ink is resized as MNIST's digits are, its centre of mass in the middle of 28×28 pixels.
 """
@@ -34,7 +34,7 @@ FAINT = 0.2
 # The centres of two things lie at least so many pixels apart in their direction; real ones, 16 less what digits are
 # off their places' middles. The halves of a single digit lie closer together.
 APART = 10
-# The least sum of ink of a thing; the thinnest real ones have twice as much.
+# The least sum of ink of a thing.
 LEAST_INK = 8.0
 # Rows and columns that a thing's bright pixels may take.
 LARGEST = PLACE + 3
@@ -107,7 +107,7 @@ def read(images: Float[Tensor, "n 3 32 32"], classifier: DigitCNN | None = None)
         ValueError: if they are not 32×32 with three channels.
     """
     checks.images(images, 3, SIDE, "scene oracle")
-    classifier = classifier or load_checkpoint("digit-cnn", images.device).eval()
+    reader = _reader(images.device) if classifier is None else classifier
     x = images.float().nan_to_num(-1.0).clamp(-1, 1).add(1).div(2)
     x = torch.where(x.amax(1, keepdim=True) < FAINT, 0.0, x)
     side_by_side = _side_by_side(x.amax(1))
@@ -122,7 +122,7 @@ def read(images: Float[Tensor, "n 3 32 32"], classifier: DigitCNN | None = None)
         ink = part.amax(1)
         found.append(_is_a_thing(ink))
         colours.append(_colour(part, ink))
-        digits.append(_digit(ink, classifier))
+        digits.append(_digit(ink, reader))
     return Reading(
         found=torch.stack(found, 1).all(1) & _apart(lying.amax(1)),
         colours=torch.stack(colours, 1),
@@ -192,6 +192,12 @@ def accuracies(
         "all": agreed.all,
     }
     return {name: float(right.double().mean()) for name, right in shares.items()}
+
+
+def _reader(device: torch.device) -> DigitCNN:
+    found = load_checkpoint("digit-cnn", device)
+    assert isinstance(found, DigitCNN)
+    return found
 
 
 def _side_by_side(ink: Float[Tensor, "n h w"]) -> Bool[Tensor, " n"]:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from companion.recipes.autoencoder import AutoencoderRecipe
     from companion.recipes.base import Recipe, Splits, without_held_out
     from companion.recipes.clip import CLIPRecipe
+    from companion.recipes.dalle import DALLERecipe
     from companion.recipes.denoising_autoencoder import DenoisingAutoencoderRecipe
     from companion.recipes.digit_cnn import DigitCNNRecipe
     from companion.recipes.dvae import DVAERecipe
@@ -47,6 +48,7 @@ __all__ = [
     "AutoencoderRecipe",
     "CLIPRecipe",
     "CodePriorRecipe",
+    "DALLERecipe",
     "DVAERecipe",
     "DenoisingAutoencoderRecipe",
     "DigitCNNRecipe",
@@ -72,6 +74,7 @@ _HOME = {
     "CLIPRecipe": "clip",
     "DVAERecipe": "dvae",
     "CodePriorRecipe": "image_gpt",
+    "DALLERecipe": "dalle",
     "DenoisingAutoencoderRecipe": "denoising_autoencoder",
     "DigitCNNRecipe": "digit_cnn",
     "GANRecipe": "gan",

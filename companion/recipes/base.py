@@ -18,6 +18,7 @@ from companion.checkpoints.weights import config_class
 from companion.data import DATASETS, DataError, ImageDataset, folder, load
 from companion.data.digits import is_held_out
 from companion.data.downloads import SOURCES
+from companion.data.images import CaptionedImages
 from companion.data.sources import embedded, kind_of
 from companion.errors import unknown_name
 from companion.evaluation import Evaluator
@@ -395,6 +396,21 @@ def with_classes(dataset: ImageDataset, classes: Sequence[str]) -> ImageDataset:
 def same_classes(dataset: ImageDataset, classes: Sequence[str]) -> bool:
     """Says whether all classes of a data set are among the given ones."""
     return set(dataset.classes) <= set(classes)
+
+
+def captions_of(dataset: ImageDataset) -> tuple[str, ...]:
+    """Returns the captions of a data set.
+
+    Raises:
+        ValueError: if it has none; the message says what would.
+    """
+    captions = dataset.captions if isinstance(dataset, CaptionedImages) else ()
+    if not captions:
+        raise ValueError(
+            f"the images of {dataset.name!r} have no captions, which this model needs: take scenes (--data scenes), or a "
+            "folder of images of your own with a file captions.jsonl."
+        )
+    return captions
 
 
 def listed(names: Sequence[str], most: int = 10) -> str:

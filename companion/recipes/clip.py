@@ -15,7 +15,7 @@ from companion.evaluation.evaluator import about_data
 from companion.measurement import Measurement
 from companion.nn.tokenizer import BytePairTokenizer
 from companion.randomness import Source
-from companion.recipes.base import Recipe, Splits
+from companion.recipes.base import Recipe, Splits, captions_of
 from companion.training import Objective, single_objective
 
 # A caption is found among so many, and so is an image.
@@ -66,7 +66,7 @@ class CLIPRecipe(Recipe[CLIP]):
 
     def losses(self, network: CLIP, parents: Mapping[str, nn.Module]) -> Objective:
         def loss(batch: Batch, source: Source) -> dict[str, Tensor]:
-            return network.loss(batch.require_images(), captions_of(batch))
+            return network.loss(batch.require_images(), batch.require_captions())
 
         return single_objective(network, loss)
 
@@ -99,7 +99,7 @@ def retrieval(network: CLIP, evaluator: Evaluator, test: ImageDataset) -> list[M
     def features(batch: Batch, source: Source) -> dict[str, Tensor]:
         return {
             "image": network.encode_image(batch.require_images()),
-            "text": network.encode_text(captions_of(batch)),
+            "text": network.encode_text(batch.require_captions()),
         }
 
     rows = evaluator.each(features, test, "retrieval")
@@ -123,18 +123,3 @@ def retrieval(network: CLIP, evaluator: Evaluator, test: ImageDataset) -> list[M
         )
         for name, count in right.items()
     ]
-
-
-def captions_of(found: ImageDataset | Batch) -> tuple[str, ...]:
-    """Returns the captions of a data set or of a batch.
-
-    Raises:
-        ValueError: if it has none.
-    """
-    captions = getattr(found, "captions", None)
-    if captions is None:
-        raise ValueError(
-            "CLIP is trained on images with captions, and these have none: take scenes, or images of your own with a "
-            "metadata file of captions."
-        )
-    return tuple(captions)

@@ -2,22 +2,24 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from functools import partial
+from typing import ClassVar
 
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from companion import checks
 from companion.dalle.dalle import DALLE, DALLEConfig, TextToImage
-from companion.nn.tokenizer import BytePairTokenizer
-from companion.data import ImageDataset, load, to_uint8
+from companion.data import ImageDataset, load
 from companion.data.batch import Batch
 from companion.evaluation import Evaluator
 from companion.evaluation.evaluator import about_data
 from companion.image_gpt import ImageTokenizer
 from companion.measurement import Measurement
 from companion.metrics.scene_oracle import accuracies
+from companion.nn.tokenizer import BytePairTokenizer
 from companion.randomness import PerImage, Source
-from companion.recipes.base import Recipe, Splits
+from companion.recipes.base import Recipe, Splits, captions_of
 from companion.training import Objective, single_objective
 
 
@@ -28,7 +30,7 @@ class DALLERecipe(Recipe[DALLE]):
     Attributes:
         tokenizer: the checkpoint that turns images into tokens, by name or path.
         judge: the checkpoint that chooses among draws, by name or path; None for none.
-        text_tokens: largest vocabulary of the captions' tokenizer, at least the 256 bytes.
+        vocabulary: tokens of the text tokenizer, which is trained on the captions; at least the 256 bytes.
         temperature: of the draws that are measured.
         best_of: draws of each caption from which the judge chooses when that is measured.
     """
@@ -46,14 +48,14 @@ class DALLERecipe(Recipe[DALLE]):
     ema: float | None = 0.999
     tokenizer: str = "dvae"
     judge: str | None = "clip"
-    text_tokens: int = 320
+    vocabulary: int = 320
     temperature: float = 1.0
     best_of: int = 8
     network: DALLEConfig = field(default_factory=DALLEConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        checks.whole(256, text_tokens=self.text_tokens)
+        checks.whole(256, 10**6, vocabulary=self.vocabulary)
         checks.whole(1, 10_000, best_of=self.best_of)
         checks.number(0, temperature=self.temperature)
 
@@ -70,11 +72,11 @@ class DALLERecipe(Recipe[DALLE]):
             ValueError: if the images have no captions, or the parent makes no tokens.
         """
         captions = captions_of(dataset)
-        tokenizer = BytePairTokenizer.train(captions, self.text_tokens)
+        tokenizer = BytePairTokenizer.train(captions, self.vocabulary)
         config = replace(
             super().config(dataset, parents),
             merges=tokenizer.flat,
-            words=tuple(sorted(tokenizer.known_words)),
+            known_words=tuple(sorted(tokenizer.known_words)),
         )
         if not parents:
             return config
@@ -145,26 +147,23 @@ class DALLERecipe(Recipe[DALLE]):
         captions = captions_of(scenes)[:n]
         found = self._agreement(evaluator, scenes[:n].floats(), captions, scenes, "real scenes")
         again = evaluator.each(
-            lambda batch, _: to_uint8(
-                network.tokenizer.detokenize(network.codes(batch.require_images()))
-            ),
+            lambda batch, _: network.tokenizer.detokenize(network.codes(batch.require_images())),
             scenes[:n],
             "reconstructions",
         )
         found += self._agreement(evaluator, again, captions, scenes, "reconstructions")
         for best_of in sorted({1, self.best_of if self.judge else 1}):
-            drawn = evaluator.each(
-                lambda batch, source, m=best_of: to_uint8(
-                    network.draw(
-                        batch.require_captions(), source, rerank=m, temperature=self.temperature
-                    )
-                ),
-                scenes[:n],
-                "samples",
-            )
+            drawn = evaluator.each(partial(self._draw, network, best_of), scenes[:n], "samples")
             of = "drawn" if best_of == 1 else f"drawn, best of {best_of}"
             found += self._agreement(evaluator, drawn, captions, scenes, of)
         return found
+
+    def _draw(
+        self, network: TextToImage, best_of: int, batch: Batch, source: PerImage
+    ) -> Float[Tensor, "n c h w"]:
+        return network.draw(
+            batch.require_captions(), source, rerank=best_of, temperature=self.temperature
+        )
 
     def _agreement(
         self,
@@ -179,18 +178,3 @@ class DALLERecipe(Recipe[DALLE]):
             Measurement(name=f"accuracy of {what}", value=value, better="higher", **about)
             for what, value in accuracies(images, captions).items()
         ]
-
-
-def captions_of(dataset: ImageDataset) -> tuple[str, ...]:
-    """Returns the captions of a data set.
-
-    Raises:
-        ValueError: if it has none; the message says what would.
-    """
-    captions: Any = getattr(dataset, "captions", ())
-    if not captions:
-        raise ValueError(
-            f"the images of {dataset.name!r} have no captions, which this model needs; use --data scenes, or a folder "
-            "of images with captions.jsonl."
-        )
-    return tuple(captions)

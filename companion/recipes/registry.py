@@ -47,6 +47,11 @@ ENTRIES: dict[str, Entry] = {
         "CLIPRecipe",
         "CLIP of chapter 13: a transformer over patches and one over captions, one space for both.",
     ),
+    "dalle": Entry(
+        "dalle",
+        "DALLERecipe",
+        "The text-to-image transformer of chapter 13: captions and image tokens of coloured scenes in one sequence.",
+    ),
     "denoising-autoencoder": Entry(
         "denoising_autoencoder",
         "DenoisingAutoencoderRecipe",

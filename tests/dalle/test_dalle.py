@@ -26,9 +26,9 @@ TINY = {"width": 8, "layers": 2, "heads": 2, "init_std": 0.4, "text_length": 9}
 
 def dalle(seed=0, **settings_):
     chosen = {"codes": 5, "rows": 3, "columns": 3, "merges": WORDS.flat}
-    words = tuple(sorted(WORDS.known_words))
+    known = tuple(sorted(WORDS.known_words))
     with initialisation(seed):
-        return DALLE(DALLEConfig(**chosen | {"words": words} | TINY | settings_)).eval()
+        return DALLE(DALLEConfig(**chosen | {"known_words": known} | TINY | settings_)).eval()
 
 
 def images(n=3, codes=5, seed=1, rows=3, columns=3):
@@ -129,7 +129,7 @@ def test_every_padded_position_has_a_token_of_its_own():
 )
 def test_prompts_that_cannot_be_read_are_named(prompt, message):
     with pytest.raises(ValueError, match=message):
-        dalle().encode([prompt])
+        dalle().check_prompt(prompt)
 
 
 # --- The distribution -------------------------------------------------------------------------------------------------
@@ -184,7 +184,7 @@ def test_images_are_drawn_as_often_as_their_probability_says():
 
 
 def test_texts_are_drawn_from_the_model_too():
-    net = dalle(text_length=1, merges=(), words=())
+    net = dalle(text_length=1, merges=(), known_words=())
     drawn = net.generate_text(20_000, torch.Generator().manual_seed(0))
     with torch.no_grad():
         p = net(torch.zeros(1, 1).long(), images(1))[0][0, 0].softmax(0)

@@ -42,7 +42,7 @@ def test_another_sentence_is_one_clear_error(caption, message):
 
 
 def test_unknown_things_and_relations_are_named():
-    with pytest.raises(ValueError, match="unknown colour 'gren'. Did you mean 'green'"):
+    with pytest.raises(ValueError, match=r"unknown colour .gren.\. Did you mean 'green'"):
         s.Thing("gren", 3)
     with pytest.raises(ValueError, match="digit must be a whole number"):
         s.Thing("red", 10)
@@ -159,5 +159,5 @@ def test_bad_numbers_are_named():
     for arguments in ({"count": 0}, {"count": 3, "seed": -1}, {"count": 3, "start": -1}):
         with pytest.raises(ValueError, match=r"(count|seed|start) must be a whole number"):
             s.scenes("train", **arguments)
-    with pytest.raises(ValueError, match="unknown split 'tset'. Did you mean 'test'"):
+    with pytest.raises(ValueError, match=r"unknown split .tset.\. Did you mean 'test'"):
         s.scenes("tset", 3)
