@@ -501,7 +501,8 @@ class TextToImage(nn.Module):
             Images in [−1, 1].
 
         Raises:
-            ValueError: for captions that cannot be read (see `DALLE.check_prompt`), or draws to choose from without a judge.
+            ValueError: for captions that cannot be read (see `DALLE.check_prompt`), or draws to choose from without a
+                judge.
         """
         for caption in dict.fromkeys(captions):
             self.check_prompt(caption, rerank)

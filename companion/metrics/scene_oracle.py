@@ -8,8 +8,8 @@ It judges the scenes of `companion.data.scenes`. Place and colour are read by ru
 2. **Halves.** Ink that is spread further along the rows than along the columns has its things side by side, otherwise
    one above the other; the image is cut in the middle across that direction.
 3. **A thing** is the ink of a half. It counts if there is enough of it, if its bright pixels fit into a box little
-   larger than a digit's place, and if the centres of the two are apart. Where one of the halves has no thing, nothing is
-   read: in blank images, noise, scenes with a blob too many.
+   larger than a digit's place, and if the centres of the two are apart. Where one of the halves has no thing, nothing
+   is read: in blank images, noise, scenes with a blob too many.
 4. **Colour and digit.** The colour is the nearest of the six to the average of the pixels, weighted by ink. For the
    digit the ink is resized as MNIST's digits are, its centre of mass in the middle of 28×28 pixels.
 """

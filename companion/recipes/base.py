@@ -407,8 +407,8 @@ def captions_of(dataset: ImageDataset) -> tuple[str, ...]:
     captions = dataset.captions if isinstance(dataset, CaptionedImages) else ()
     if not captions:
         raise ValueError(
-            f"the images of {dataset.name!r} have no captions, which this model needs: take scenes (--data scenes), or a "
-            "folder of images of your own with a file captions.jsonl."
+            f"the images of {dataset.name!r} have no captions, which this model needs: take scenes (--data scenes), or "
+            "a folder of images of your own with a file captions.jsonl."
         )
     return captions
 
