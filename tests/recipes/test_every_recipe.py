@@ -5,11 +5,16 @@ that is left out, a sign, a term in another's place, a network trained on anothe
 level show.
 """
 
+import atexit
 import copy
 import math
+import shutil
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import cache
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,23 +26,46 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from companion.autoencoder import fit_mixture
+from companion.checkpoints import Card, load_checkpoint, save_checkpoint
+from companion.clip import CLIP
 from companion.data import ImageDataset, load
 from companion.data.batch import Batch
+from companion.data.scenes import scenes
 from companion.evaluation import Evaluator, labelled
 from companion.gan import TASKS
 from companion.measurement import Measurement
 from companion.metrics import fid, inception_score, kid, precision_recall, sharpness
 from companion.metrics.features import digit_features, digit_probabilities
-from companion.randomness import PerImage, Rows, Source, derive, normal, uniform
+from companion.metrics.scene_oracle import accuracies
+from companion.nn.tokenizer import BytePairTokenizer
+from companion.randomness import (
+    PerImage,
+    Rows,
+    Source,
+    derive,
+    initialisation,
+    normal,
+    uniform,
+)
 from companion.recipes import RECIPES, Recipe, Splits, make_checkpoint, recipe_of
-from companion.training import Trainer, random_affine
+from companion.training import Objective, Trainer, random_affine
+from companion.vq_vae import VQVAE, VQVAEConfig
 
 TINY = {"data": "digits", "steps": 2, "batch_size": 8, "seed": 5, "precision": "32-true"}
 GAN = {"generator_width": 4, "discriminator_width": 4, "latent_dim": 5}
 VAE = {"architecture": "mlp", "width": 2, "latent_dim": 3, "iwae": 4}
 PAIR = {"encoder_width": 4, "decoder_width": 8, "discriminator_width": 4, "latent_dim": 5}
 GPT = {"width": 8, "layers": 1, "heads": 2}
+PRIOR = GPT | {"dropout": 0.0}
 CODES = {"width": 4, "codes": 20, "code_dim": 3, "blocks": 1}
+CLIPS = {"data": "scenes", "width": 8, "heads": 2, "layers": 1, "features": 4, "patch": 8}
+DVAES = {"data": "scenes", "width": 4, "codes": 20, "blocks": 1}
+PAIRS = {"data": "scenes", "width": 8, "heads": 2, "layers": 1, "best_of": 2}
+# On which small networks recipes build here, by the settings that name them.
+PARENTS = {
+    "code-prior": {"tokenizer": "vq-vae"},
+    "dalle": {"tokenizer": "vq-vae-scenes", "judge": "clip"},
+}
 
 # Every recipe, and variants that take the other way at each fork in one.
 VARIANTS: dict[str, tuple[str, dict]] = {
@@ -46,6 +74,12 @@ VARIANTS: dict[str, tuple[str, dict]] = {
         "autoencoder",
         {"width": 4, "latent_dim": 6, "architecture": "mlp", "parts": 1},
     ),
+    "clip": ("clip", CLIPS),
+    "code-prior": ("code-prior", PRIOR),
+    "code-prior, conditional": ("code-prior", PRIOR | {"conditional": True}),
+    "dalle": ("dalle", PAIRS),
+    "dalle, sparse": ("dalle", PAIRS | {"attention": "sparse", "kernel": 3, "temperature": 0.7}),
+    "dvae": ("dvae", DVAES),
     "denoising autoencoder": ("denoising-autoencoder", {"width": 4, "latent_dim": 6}),
     "denoising autoencoder, one level": (
         "denoising-autoencoder",
@@ -94,7 +128,37 @@ VARIANTS: dict[str, tuple[str, dict]] = {
 
 def recipe_named(variant: str) -> Recipe:
     name, settings = VARIANTS[variant]
-    return RECIPES[name].replace(**(TINY | settings))
+    recipe = RECIPES[name].replace(**(TINY | settings))
+    built = {f: checkpoints()[v] for f, v in PARENTS.get(name, {}).items()}
+    return recipe.replace(**built)
+
+
+def saved(folder: Path, name: str, network: nn.Module) -> str:
+    save_checkpoint(network, Card(name=name), folder)
+    return str(folder / f"{name}.safetensors")
+
+
+@cache
+def checkpoints() -> dict[str, str]:
+    """Small networks, not trained, for recipes to build on, by the names of the recipes that would train them."""
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder)
+    captions = RECIPES["clip"].replace(width=8, features=4).config(scenes("train", 100))
+    colour = VQVAEConfig(channels=3, size=32, **CODES)
+    with initialisation(3):
+        return {
+            "vq-vae": saved(folder, "vq-vae", VQVAE(VQVAEConfig(**CODES))),
+            "vq-vae-scenes": saved(folder, "vq-vae-scenes", VQVAE(colour)),
+            "clip": saved(folder, "clip", CLIP(captions)),
+        }
+
+
+def networks_of(recipe: Recipe) -> dict[str, nn.Module]:
+    return {role: load_checkpoint(path) for role, path in recipe.parents().items()}
+
+
+def objective_of(recipe: Recipe, few: "Few") -> Objective:
+    return recipe.objective(few.train, networks_of(recipe))
 
 
 every_variant = pytest.mark.parametrize("variant", list(VARIANTS))
@@ -266,6 +330,78 @@ def gpt_loss(r, net, b, s):
     return {"loss": loss}
 
 
+def prior_loss(r, net, b, s):
+    def loss():
+        codes = networks_of(r)["tokenizer"].tokenize(b.images)
+        p = net(codes, *([b.labels] if r.conditional else [])).softmax(dim=-1)
+        nats = -p.gather(-1, codes.flatten(1)[..., None]).log().sum(dim=(1, 2)).mean()
+        return {"loss": nats / 49, "nats": nats}
+
+    return {"loss": loss}
+
+
+def of_pairs(r, net, x, captions) -> tuple[Tensor, Tensor]:
+    """−log P of each text, and of each image given its text."""
+    codes = networks_of(r)["tokenizer"].tokenize(x)
+    rows = []
+    for caption in captions:
+        row = net.captions.encode(caption)
+        rows.append(row + [net.captions.vocabulary + place for place in range(len(row), 16)])
+    text = torch.tensor(rows)
+    p_text, p_image = (logits.softmax(dim=-1) for logits in net(text, codes))
+    return (
+        -p_text.gather(-1, text[..., None]).log().sum(dim=(1, 2)),
+        -p_image.gather(-1, codes.flatten(1)[..., None]).log().sum(dim=(1, 2)),
+    )
+
+
+def dalle_loss(r, net, b, s):
+    def loss():
+        text, image = (nats.mean() for nats in of_pairs(r, net, b.images, b.captions))
+        return {"loss": (text / 16 + 7 * image / 64) / 8, "text": text / 16, "image": image / 64}
+
+    return {"loss": loss}
+
+
+def clip_loss(r, net, b, s):
+    def loss():
+        x = net.image_tower(b.images)
+        y = net.text_tower(*net.tokenize(b.captions))
+        x, y = x / x.norm(dim=1, keepdim=True), y / y.norm(dim=1, keepdim=True)
+        scale = net.log_scale.exp()
+        losses = []
+        for i, mine in enumerate(b.captions):
+            rivals = [j for j, other in enumerate(b.captions) if j == i or other != mine]
+            here = rivals.index(i)
+            losses.append(-(scale * x[i] @ y[rivals].T).log_softmax(dim=0)[here])
+            losses.append(-(scale * y[i] @ x[rivals].T).log_softmax(dim=0)[here])
+        return {"loss": torch.stack(losses).mean(), "scale": scale}
+
+    return {"loss": loss}
+
+
+def dvae_loss(r, net, b, s):
+    def loss():
+        done = float(net.images_seen) / (r.steps * r.batch_size)
+
+        def between(first, last, share):
+            return last + (first - last) * 0.5 * (1 + math.cos(math.pi * min(1, done / share)))
+
+        logits = net.encode(b.images)
+        g = -torch.log(-torch.log(uniform(tuple(logits.shape), s).clamp(min=2.0**-24)))
+        z = ((logits + g) / between(1.0, r.temperature, r.temperature_share)).softmax(dim=-1)
+        mu, log_b = net.decode(z)
+        y = 0.8 * (b.images + 1) / 2 + 0.1
+        density = -(y.logit() - mu).abs() / log_b.exp() - log_b - (2 * y * (1 - y)).log()
+        q = logits.softmax(dim=-1)
+        kl = (q * (q * 20).log()).sum(dim=(1, 2, 3)).mean()
+        rebuilt = -density.flatten(1).sum(dim=1).mean()
+        total = (rebuilt + between(r.beta_first, r.beta, r.beta_share) * kl) / 3072
+        return {"loss": total, "reconstruction": rebuilt, "kl": kl}
+
+    return {"loss": loss}
+
+
 def gan_loss(r, net, b, s):
     given = [b.labels] if r.conditional else []
     c, n = r.network, len(b.images)
@@ -391,10 +527,21 @@ class Few(Splits):
         vars(self).update(train=train, held_out=held_out)
 
 
-@pytest.fixture(scope="module")
-def few() -> Few:
+@cache
+def few_digits() -> Few:
     train = load("digits", "train").shuffled(torch.Generator().manual_seed(0))
     return Few(train[:400], load("digits", "test")[::25])
+
+
+@cache
+def few_scenes() -> Few:
+    return Few(scenes("train", 400), scenes("test", 130))
+
+
+@pytest.fixture
+def few(variant: str) -> Few:
+    """What a variant is tried on."""
+    return few_scenes() if VARIANTS[variant][1].get("data") == "scenes" else few_digits()
 
 
 Found = dict[tuple[str, str], float]
@@ -547,6 +694,91 @@ def gpt_measures(r, net, few):
     )
 
 
+def drawn_in_turn(u, logits_at, temperature=1.0) -> Tensor:
+    """Token by token, each from a whole pass, by the first number that the cumulative probability exceeds."""
+    tokens = torch.zeros(u.shape, dtype=torch.int64)
+    for t in range(u.shape[1]):
+        p = (logits_at(tokens)[:, t] / temperature).softmax(dim=-1)
+        tokens[:, t] = (p.cumsum(dim=-1) <= u[:, t, None]).sum(dim=-1).clamp(max=p.shape[1] - 1)
+    return tokens
+
+
+def prior_measures(r, net, few):
+    x, _ = images(few, "codes")
+    tokenizer = networks_of(r)["tokenizer"]
+    codes = tokenizer.tokenize(x)
+    labels = [few.held_out.labels] if r.conditional else []
+    p = net(codes, *labels).softmax(dim=-1)
+    nats = -p.gather(-1, codes.flatten(1)[..., None]).log().sum(dim=(1, 2)).mean()
+    s, labels = samples(), []
+    if r.conditional:
+        labels = [torch.stack([torch.randint(10, (), generator=g) for g in s.generators])]
+    u = uniform((SAMPLES, 49), s)
+    grid = drawn_in_turn(u, lambda t: net(t.view(SAMPLES, 7, 7), *labels)).view(SAMPLES, 7, 7)
+    return {("−log P(codes)", ""): float(nats)} | quality(tokenizer.detokenize(grid), few)
+
+
+def dalle_measures(r, net, few):
+    x, captions = few.held_out.floats(), few.held_out.captions
+    text, image = (float(nats.mean()) for nats in of_pairs(r, net, x, captions))
+    found = {("−log P(text)", ""): text, ("−log P(image | text)", ""): image}
+    parents = networks_of(r)
+    tokenizer, judge = parents["tokenizer"], parents["judge"]
+    for split, where in (("test", ""), ("composition", "composition: ")):
+        real = load("scenes", split)[:SAMPLES]
+        shown = {
+            "real scenes": real.floats(),
+            "reconstructions": tokenizer.detokenize(tokenizer.tokenize(real.floats())),
+        }
+        for many in (1, 2):
+            u = uniform((SAMPLES, many, 64), samples()).flatten(0, 1)
+            text = net.encode(real.captions).repeat_interleave(many, dim=0)
+            tokens = drawn_in_turn(
+                u,
+                lambda t, text=text: net(text, t.view(len(t), 8, 8))[1],
+                r.temperature,
+            )
+            every = tokenizer.detokenize(tokens.view(-1, 8, 8)).unflatten(0, (SAMPLES, many))
+            best = [
+                int((judge.encode_image(draws) @ judge.encode_text([c]).T).argmax())
+                for draws, c in zip(every, real.captions, strict=True)
+            ]
+            shown["drawn" if many == 1 else "drawn, best of 2"] = torch.stack(
+                [draws[k] for draws, k in zip(every, best, strict=True)]
+            )
+        for of, pictures in shown.items():
+            for what, value in accuracies(pictures, real.captions).items():
+                found[f"accuracy of {what}", where + of] = value
+    return found
+
+
+def clip_measures(r, net, few):
+    found = {}
+    for data, where in ((few.held_out, ""), (load("scenes", "composition"), "composition: ")):
+        groups = len(data) // 64
+        right = {"caption of 64": 0, "image of 64": 0}
+        for g in range(groups):
+            part = data[64 * g : 64 * g + 64]
+            scores = net.encode_image(part.floats()) @ net.encode_text(part.captions).T
+            for name, table in (("caption of 64", scores), ("image of 64", scores.T)):
+                for i, row in enumerate(table):
+                    right[name] += part.captions[int(row.argmax())] == part.captions[i]
+        for name, count in right.items():
+            found["retrieval accuracy", where + name] = count / (64 * groups)
+    return found
+
+
+def dvae_measures(r, net, few):
+    x = few.held_out.floats()
+    tokens = net.encode(x).argmax(dim=-1)
+    p = torch.bincount(tokens.flatten()).double() / tokens.numel()
+    entropy = -float((p[p > 0] * p[p > 0].log()).sum())
+    one_hot = F.one_hot(tokens, 20).float()
+    mu, _ = net.decode(one_hot)
+    again = (2 * (mu.sigmoid() - 0.1) / 0.8 - 1).clamp(-1, 1)
+    return reconstructed(x, again) | {("perplexity", ""): math.exp(entropy)}
+
+
 def gan_measures(r, net, few):
     s = samples()
     labels = []
@@ -624,6 +856,10 @@ KINDS: dict[str, tuple[Callable, Callable]] = {
     "DenoisingAutoencoderRecipe": (denoising_loss, denoising_measures),
     "MaskedAutoencoderRecipe": (masked_loss, masked_measures),
     "VAERecipe": (vae_loss, vae_measures),
+    "CLIPRecipe": (clip_loss, clip_measures),
+    "CodePriorRecipe": (prior_loss, prior_measures),
+    "DALLERecipe": (dalle_loss, dalle_measures),
+    "DVAERecipe": (dvae_loss, dvae_measures),
     "GANRecipe": (gan_loss, gan_measures),
     "ImageGPTRecipe": (gpt_loss, gpt_measures),
     "ImageToImageRecipe": (image_to_image_loss, image_to_image_measures),
@@ -663,9 +899,17 @@ def orders(monkeypatch):
 @every_variant
 def test_the_network_is_that_of_the_config(variant, few):
     recipe = recipe_named(variant)
-    network = recipe.objective(few.train).network
+    network = objective_of(recipe, few).network
     assert type(network) is type(recipe).model
-    known = {"channels": 1, "size": 28, "classes": recipe.classes(few.train)}
+    _, channels, size, _ = few.train.images.shape
+    known = {"channels": channels, "size": size, "classes": recipe.classes(few.train)}
+    if hasattr(recipe.network, "merges"):
+        words = BytePairTokenizer.train(few.train.captions, recipe.vocabulary)
+        known |= {"merges": words.flat, "known_words": tuple(sorted(words.known_words))}
+    if type(recipe).__name__ == "CodePriorRecipe":
+        known |= {"vocabulary": 20, "rows": 7, "columns": 7}
+    if type(recipe).__name__ == "DALLERecipe":
+        known |= {"codes": 20, "rows": 8, "columns": 8}
     wanted = {k: v for k, v in known.items() if hasattr(recipe.network, k)}
     assert network.config == replace(recipe.network, **wanted)
     if variant.startswith("masked"):
@@ -679,7 +923,7 @@ def test_the_network_is_that_of_the_config(variant, few):
 def test_it_trains_each_part_by_its_own_loss(variant, few, monkeypatch):
     """Two steps; in each, every phase's values are computed a second time just before, on a copy of the network."""
     recipe = recipe_named(variant)
-    objective = recipe.objective(few.train)
+    objective = objective_of(recipe, few)
     network, direct = objective.network, KINDS[type(recipe).__name__][0]
     names = {id(p): name for name, p in network.named_parameters()}
     seen: list[str] = []
@@ -730,18 +974,19 @@ def test_it_trains_each_part_by_its_own_loss(variant, few, monkeypatch):
 
 
 def _batch(few: Few) -> Batch:
-    return Batch(images=few.train[:2].floats(), labels=few.train[:2].labels)
+    return few.train.batch_at(torch.arange(2))
 
 
 @every_variant
 def test_every_number_is_what_it_says(variant, few):
     recipe = recipe_named(variant)
-    network = recipe.objective(few.train).network.eval()
+    network = objective_of(recipe, few).network.eval()
     evaluator = Evaluator(samples=SAMPLES, batch_size=11)
     with torch.no_grad():
-        found = recipe.evaluate(network, evaluator, few)
+        whole = recipe.assemble(network, networks_of(recipe))
+        found = recipe.evaluate(whole, evaluator, few)
         expected = KINDS[type(recipe).__name__][1](recipe, network, few)
-    numbers = {(m.name, m.of): m.value for m in found}
+    numbers = {(m.name, _of(m)): m.value for m in found}
     numbers |= {
         (f"{m.name} spread", m.of): m.spread for m in found if m.name == "linear probe accuracy"
     }
@@ -753,17 +998,25 @@ def test_every_number_is_what_it_says(variant, few):
     }
     units = {m.name: m.unit for m in found}
     assert all(units.get(name, "nats") == "nats" for name in ("−ELBO", "KL", "−log p"))
-    assert {(m.data, m.split) for m in found} == {("digits", "test")}
+    places = {(m.data, m.split) for m in found}
+    assert ("digits" if few is few_digits() else "scenes", "test") in places
+    assert len(places) == 1 + (type(recipe).__name__ in ("CLIPRecipe", "DALLERecipe"))
+
+
+def _of(m: Measurement) -> str:
+    """What exactly was measured; of the split that not all recipes have, that too."""
+    return f"{m.split}: {m.of}" if m.split == "composition" else m.of
 
 
 @every_variant
 def test_a_sheet_draws_images(variant, few):
     recipe = recipe_named(variant)
-    objective = recipe.objective(few.train)
+    objective = objective_of(recipe, few)
     if objective.sample is not None:
         drawn = objective.sample(objective.network.eval(), 3, PerImage(0, 0, 3))
-        assert drawn.shape == (3, 1, 28, 28)
-    can = hasattr(objective.network, "sample") and getattr(objective.network, "can_sample", True)
+        assert drawn.shape == (3, *few.train.images.shape[1:])
+    whole = recipe.assemble(objective.network, networks_of(recipe))
+    can = hasattr(whole, "sample") and getattr(whole, "can_sample", True)
     assert (objective.sample is not None) == can
 
 
@@ -776,7 +1029,7 @@ def test_its_checkpoint_says_what_made_it(variant, few, tmp_path, monkeypatch):
     card = make_checkpoint(recipe, "mine", tmp_path, progress=False, log_every=1, samples=10)
     assert recipe_of(card) == recipe
     assert card.measurements[-1] == found[0]
-    names = [p.name for p in recipe.objective(few.train).phases]
+    names = [p.name for p in objective_of(recipe, few).phases]
     losses = {m.name for m in card.measurements}
     if len(names) == 1:
         assert "training loss" in losses
