@@ -75,7 +75,7 @@ class PixelCNNConfig:
     layers: int = 7
     kernel: int = 3
     first_kernel: int = 7
-    dilation_cycle: int = 1
+    dilation_cycle: int = 3
     gated: bool = True
     output: Output = "categorical"
     levels: int = 2

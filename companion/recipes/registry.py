@@ -127,7 +127,6 @@ ENTRIES: dict[str, Entry] = {
             "ema": 0.9999,
             "width": 192,
             "layers": 18,
-            "dilation_cycle": 3,
             "output": "logistic-mixture",
             "levels": 256,
             "dropout": 0.5,
