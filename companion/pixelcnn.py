@@ -38,7 +38,7 @@ from companion.distributions import LogisticMixture, binarise
 from companion.nn.decoding import choose
 from companion.randomness import Source, integers, source_of, uniform
 
-Output = Literal["categorical", "logistic-mixture"]
+Likelihood = Literal["categorical", "logistic-mixture"]
 
 # --- 1. Settings ------------------------------------------------------------------------------------------------------
 
@@ -51,14 +51,14 @@ class PixelCNNConfig:
         channels: of the images.
         size: their side in pixels.
         classes: number of labels the model is conditional on; 0 for none.
-        width: channels of the features; with the categorical output a multiple of `channels`, and of twice as many
+        width: channels of the features; with the categorical likelihood a multiple of `channels`, and of twice as many
             for the plain network.
         layers: residual blocks after the first convolution.
         kernel: side of their kernels, odd.
         first_kernel: side of the first convolution's kernel, odd.
         dilation_cycle: the blocks' kernels are dilated by 1, 2, 4 … in a cycle of so many; 1 dilates none.
         gated: two stacks with gates (2016 b); otherwise one stack of masked kernels (2016 a).
-        output: "categorical" is a softmax over the levels, "logistic-mixture" that of PixelCNN++.
+        likelihood: "categorical" is a softmax over the levels, "logistic-mixture" that of PixelCNN++.
         levels: values that a number of a pixel can have; 2 for black and white images, which are drawn anew from the
             grey ones whenever they are scored (dynamic binarisation).
         mixtures: components of the logistic mixture.
@@ -77,7 +77,7 @@ class PixelCNNConfig:
     first_kernel: int = 7
     dilation_cycle: int = 3
     gated: bool = True
-    output: Output = "categorical"
+    likelihood: Likelihood = "categorical"
     levels: int = 2
     mixtures: int = 10
     dropout: float | int = 0.0
@@ -89,7 +89,7 @@ class PixelCNNConfig:
         checks.whole(3, kernel=self.kernel, first_kernel=self.first_kernel)
         checks.whole(1, 8, dilation_cycle=self.dilation_cycle)
         checks.flag(gated=self.gated)
-        checks.one_of(get_args(Output), output=self.output)
+        checks.one_of(get_args(Likelihood), likelihood=self.likelihood)
         checks.whole(2, 256, levels=self.levels)
         checks.whole(1, mixtures=self.mixtures)
         checks.number(0, 1, dropout=self.dropout)
@@ -105,22 +105,22 @@ class PixelCNNConfig:
                 f"width must be a multiple of {parts}, one part for each channel's features"
                 f"{'' if self.gated else ', halved inside the blocks'}; got {self.width}."
             )
-        if self.output == "logistic-mixture" and self.levels == 2:
+        if self.likelihood == "logistic-mixture" and self.levels == 2:
             raise ValueError(
-                "levels 2 has no neighbouring values for a logistic to spread over; choose output 'categorical', or "
+                "levels 2 has no neighbouring values for a logistic to spread over; choose likelihood 'categorical', or "
                 "levels 256 for bytes."
             )
 
     @property
     def groups(self) -> int:
         """Parts of the features, one a channel: a softmax for green may see the pixel's red, but no more."""
-        return self.channels if self.output == "categorical" else 1
+        return self.channels if self.likelihood == "categorical" else 1
 
     @property
     def parameters(self) -> int:
         """Numbers that the network returns for each pixel."""
         c = self.channels
-        if self.output == "categorical":
+        if self.likelihood == "categorical":
             return c * self.levels
         return self.mixtures * (1 + 2 * c + c * (c - 1) // 2)
 
@@ -342,7 +342,7 @@ class PixelCNN(nn.Module):
     ) -> Float[Tensor, "n k h w"]:
         """Returns the parameters of every pixel's distribution given the pixels before it, in the order of reading.
 
-        For the categorical output they are logits, those of a channel's levels beside one another; for the logistic
+        For the categorical likelihood they are logits, those of a channel's levels beside one another; for the logistic
         mixture what `companion.distributions.LogisticMixture.from_parameters` takes.
 
         Args:
@@ -410,7 +410,7 @@ class PixelCNN(nn.Module):
         """
         c = self.config
         parameters = self(x, labels).float()
-        if c.output == "logistic-mixture":
+        if c.likelihood == "logistic-mixture":
             return LogisticMixture.from_parameters(parameters, c.channels, c.levels).log_prob(x)
         logits = rearrange(parameters, "n (c l) h w -> n l c h w", c=c.channels)
         return -F.cross_entropy(logits, self._levels(x), reduction="none").sum(dim=1)
@@ -562,7 +562,7 @@ class PixelCNN(nn.Module):
         Args:
             row: of the pixel.
             column: of the pixel.
-            channel: whose distribution, for colour images with the categorical output.
+            channel: whose distribution, for colour images with the categorical likelihood.
 
         Raises:
             ValueError: if there is no such pixel.
@@ -577,7 +577,7 @@ class PixelCNN(nn.Module):
         labels = torch.zeros(1, dtype=torch.int64, device=device) if c.classes else None
         with torch.enable_grad():
             parameters = network(x, labels)[0, :, row, column]
-            if c.output == "categorical":
+            if c.likelihood == "categorical":
                 parameters = parameters[channel * c.levels : (channel + 1) * c.levels]
             signs = torch.randn(len(parameters), generator=g, dtype=torch.float64).to(device)
             (slope,) = torch.autograd.grad((parameters * signs).sum(), x)
@@ -589,10 +589,10 @@ class PixelCNN(nn.Module):
         Args:
             parameters: "n k" of the pixel.
             u: uniform numbers "n m" of the pixel.
-            channel: which is drawn, for the categorical output.
+            channel: which is drawn, for the categorical likelihood.
         """
         c = self.config
-        if c.output == "logistic-mixture":
+        if c.likelihood == "logistic-mixture":
             mixture = LogisticMixture.from_parameters(
                 parameters.float()[:, :, None, None], c.channels, c.levels
             )
@@ -639,7 +639,7 @@ class _Canvas:
         c, device = network.config, network.row.device
         self.network, self.cached = network, cached
         self.labels = network._labels(labels, n)
-        numbers = c.channels + (c.output == "logistic-mixture")
+        numbers = c.channels + (c.likelihood == "logistic-mixture")
         self.u = uniform((n, numbers, c.size, c.size), source, device)
         self.x = torch.full((n, c.channels, c.size, c.size), -1.0, device=device)
         self.known = torch.zeros(c.size, c.size, dtype=torch.bool)
@@ -677,7 +677,7 @@ class _Canvas:
                 else:
                     parameters = self.network(self.x, self.labels)[:, :, i, j]
                 drawn, mean = self.network._draw(parameters, self.u[:, :, i, j], channel)
-                which = slice(channel, channel + 1) if c.output == "categorical" else slice(None)
+                which = slice(channel, channel + 1) if c.likelihood == "categorical" else slice(None)
                 self.x[:, which, i, j] = drawn
                 self.means[:, which, i, j] = mean
 

@@ -127,7 +127,7 @@ ENTRIES: dict[str, Entry] = {
             "ema": 0.9999,
             "width": 192,
             "layers": 18,
-            "output": "logistic-mixture",
+            "likelihood": "logistic-mixture",
             "levels": 256,
             "dropout": 0.5,
         },
