@@ -172,7 +172,8 @@ class MaskedConv2d(nn.Conv2d):
         shown[:, :, -1, middle + 1 :] = 0
         later = g_out[:, None] > g_in if mask == "A" else g_out[:, None] >= g_in
         shown[:, :, -1, middle] = later.float()
-        self.all_shown = bool(shown.all())
+        # Then there is no mask to multiply by.
+        self.all_shown = mask == "B" and groups_of_features == 1 and right == 0
         self.right = right
         self.register_buffer("mask", shown, persistent=False)
         nn.init.normal_(self.weight, 0.0, (inputs * rows * columns) ** -0.5)
