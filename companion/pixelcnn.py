@@ -552,9 +552,7 @@ class PixelCNN(nn.Module):
             partial[:, :, row + 1 :] = -1.0
             yield partial
 
-    def receptive_field(
-        self, row: int, column: int, channel: int = 0
-    ) -> Float[Tensor, "c h w"]:
+    def receptive_field(self, row: int, column: int, channel: int = 0) -> Float[Tensor, "c h w"]:
         """Returns how much every number of the image moves a pixel's parameters: absolute gradients of a random image.
 
         Zeros are what the pixel cannot see. A sum of the parameters with random signs is differentiated, in float64,
@@ -678,7 +676,9 @@ class _Canvas:
                 else:
                     parameters = self.network(self.x, self.labels)[:, :, i, j]
                 drawn, mean = self.network._draw(parameters, self.u[:, :, i, j], channel)
-                which = slice(channel, channel + 1) if c.likelihood == "categorical" else slice(None)
+                which = (
+                    slice(channel, channel + 1) if c.likelihood == "categorical" else slice(None)
+                )
                 self.x[:, which, i, j] = drawn
                 self.means[:, which, i, j] = mean
 
@@ -741,9 +741,7 @@ class _Buffers:
             ]
             self.outs = [_matrix(b.out) for b in self.blocks]
         else:
-            self.labels = [
-                None if b.label is None else b.label(labels) for b in self.blocks
-            ]
+            self.labels = [None if b.label is None else b.label(labels) for b in self.blocks]
             self.above = [
                 x.new_zeros(n, c.width // 2, b.reach, c.size + 2 * b.reach) for b in self.blocks
             ]
@@ -788,9 +786,7 @@ class _Buffers:
                 buffer[:, :, :-1] = buffer[:, :, 1:].clone()
                 row = line.buffer[:, line.left :]
                 buffer[:, :, -1, r : r + self.size] = rearrange(row, "n w p -> n p w")
-            above = F.conv2d(
-                buffer, conv.kernel()[:, :, :-1], conv.bias, dilation=conv.dilation
-            )
+            above = F.conv2d(buffer, conv.kernel()[:, :, :-1], conv.bias, dilation=conv.dilation)
             # Of a dilated kernel the buffer has more rows than it takes; the first result is this row's.
             above = above[:, :, :1]
             rest.append(_columns(above if label is None else above + label[:, :, None, None]))
