@@ -1,4 +1,4 @@
-"""PixelCNN: causality by Jacobians, masks, blind spots, likelihoods by enumeration, drawing with and without buffers."""
+"""PixelCNN: causality by Jacobians, blind spots, likelihoods by enumeration, drawing with and without buffers."""
 
 import itertools
 import math
