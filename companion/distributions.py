@@ -207,6 +207,149 @@ def dequantise(x: Float[Tensor, "n *rest"], source: Source) -> Float[Tensor, "n 
     return x + (uniform(tuple(x.shape), source, x.device).to(x) - 0.5) * BYTE
 
 
+# --- Discretised logistics (PixelCNN++, Salimans et al., 2017) ---------------------------------------------------
+
+LEAST_LOG_SCALE = -7.0
+# Below such a mass of a bin, the difference of two sigmoids has lost its digits.
+LEAST_MASS = 1e-5
+
+
+def discretised_logistic_log_likelihood(
+    x: Float[Tensor, "*shape"],
+    mu: Float[Tensor, "*shape"],
+    log_scale: Float[Tensor, "*shape"],
+    levels: int = 256,
+) -> Float[Tensor, "*shape"]:
+    """Returns log P of a level under a logistic distribution that is cut into bins, in nats.
+
+    P(x) = σ((x + δ − μ)/s) − σ((x − δ − μ)/s), δ half the step between levels; the bins of −1 and of 1 are open to the
+    outside, so that all levels together have the mass 1. Where a bin has a mass below 1e-5 the density at its middle
+    times its width is taken, whose gradient does not vanish.
+
+    Args:
+        x: levels, evenly spread over [−1, 1].
+        mu: means, in the same units.
+        log_scale: logarithms of s, of which those below −7 count as −7.
+        levels: how many there are; 256 for bytes.
+
+    Raises:
+        ValueError: for fewer than two levels.
+    """
+    if levels < 2:
+        raise ValueError(f"levels must be at least 2, got {levels}.")
+    x, mu = _wide(x), _wide(mu)
+    log_scale = _wide(log_scale).clamp(min=LEAST_LOG_SCALE)
+    delta, precision = 1 / (levels - 1), torch.exp(-log_scale)
+    upper, lower = (x + delta - mu) * precision, (x - delta - mu) * precision
+    # Of two tails the smaller: σ(b) − σ(a) = σ(−a) − σ(−b), and small numbers keep their digits.
+    flip = upper + lower > 0
+    a, b = torch.where(flip, -upper, lower), torch.where(flip, -lower, upper)
+    mass = b.sigmoid() - a.sigmoid()
+    middle = (x - mu) * precision
+    density = -middle.abs() - log_scale - 2 * F.softplus(-middle.abs()) + math.log(2 * delta)
+    inside = torch.where(mass > LEAST_MASS, mass.clamp(min=LEAST_MASS).log(), density)
+    inside = torch.where(x > 1 - delta, F.logsigmoid(-lower), inside)
+    return torch.where(x < -1 + delta, F.logsigmoid(upper), inside)
+
+
+@dataclass(frozen=True, eq=False)
+class LogisticMixture:
+    """A mixture of discretised logistics for every pixel, all of whose channels share the component.
+
+    Within a component the mean of a channel is linear in the pixel's *true* earlier channels: green's is
+    μ_g + α r, blue's μ_b + β r + γ g, where α, β, γ are in (−1, 1) (Salimans et al., 2017, Eq. 3).
+
+    Attributes:
+        logits: of the components, "n m h w".
+        means: μ, "n m c h w".
+        log_scales: "n m c h w".
+        coefficients: "n m q h w", q = c (c − 1) / 2: for each channel in turn, one for each that is earlier.
+        levels: that a number can have.
+    """
+
+    logits: Float[Tensor, "n m h w"]
+    means: Float[Tensor, "n m c h w"]
+    log_scales: Float[Tensor, "n m c h w"]
+    coefficients: Float[Tensor, "n m q h w"]
+    levels: int = 256
+
+    @classmethod
+    def from_parameters(
+        cls, parameters: Float[Tensor, "n k h w"], channels: int, levels: int = 256
+    ) -> "LogisticMixture":
+        """Splits a network's outputs: m logits, then m each of c means, c log-scales and c (c − 1)/2 coefficients.
+
+        Raises:
+            ValueError: if the number of parameters is no multiple of what one component has.
+        """
+        pairs = channels * (channels - 1) // 2
+        each = 1 + 2 * channels + pairs
+        n, k, h, w = parameters.shape
+        if k == 0 or k % each:
+            raise ValueError(
+                f"a component of {channels} channel(s) has {each} parameters, and {k} is no multiple of that."
+            )
+        m = k // each
+        x = _wide(parameters)
+        logits, rest = x[:, :m], x[:, m:].reshape(n, m, each - 1, h, w)
+        means, log_scales, coefficients = rest.split([channels, channels, pairs], dim=2)
+        return cls(
+            logits,
+            means,
+            log_scales.clamp(min=LEAST_LOG_SCALE),
+            coefficients.tanh(),
+            levels,
+        )
+
+    def _mean(self, channel: int, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n m h w"]:
+        """Returns the means of a channel given the earlier ones of x."""
+        start = channel * (channel - 1) // 2
+        mean = self.means[:, :, channel]
+        for earlier in range(channel):
+            mean = mean + self.coefficients[:, :, start + earlier] * x[:, None, earlier]
+        return mean
+
+    def log_prob(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n h w"]:
+        """Returns log P of every pixel, all its channels together, in nats."""
+        total = self.logits.log_softmax(dim=1)
+        for channel in range(x.shape[1]):
+            mean = self._mean(channel, x)
+            total = total + discretised_logistic_log_likelihood(
+                x[:, None, channel].expand_as(mean),
+                mean,
+                self.log_scales[:, :, channel],
+                self.levels,
+            )
+        return total.logsumexp(dim=1)
+
+    def sample(
+        self, u: Float[Tensor, "n d h w"]
+    ) -> tuple[Float[Tensor, "n c h w"], Float[Tensor, "n c h w"]]:
+        """Draws pixels by uniform numbers, and returns them with the means of their component given earlier channels.
+
+        Args:
+            u: in [0, 1), d = c + 1: the first picks the component, each other one a channel's level by inversion.
+
+        Returns:
+            Levels in [−1, 1], exactly as `log_prob` has them; and the means that they were drawn about, clamped to
+            [−1, 1].
+        """
+        cumulative = self.logits.softmax(dim=1).cumsum(dim=1)
+        passed = cumulative <= u[:, :1] * cumulative[:, -1:]
+        picked = passed.sum(dim=1, keepdim=True).clamp(max=self.logits.shape[1] - 1)
+        x = torch.zeros_like(self.means[:, 0])
+        means, top = torch.zeros_like(x), (self.levels - 1) / 2
+        for channel in range(x.shape[1]):
+            mean = self._mean(channel, x).gather(1, picked)[:, 0]
+            scale = self.log_scales[:, :, channel].gather(1, picked)[:, 0].exp()
+            v = u[:, channel + 1].clamp(1e-7, 1 - 1e-7)
+            # A logistic number rounded to the nearest level falls into that level's bin.
+            drawn = mean + scale * (v.log() - (-v).log1p())
+            x[:, channel] = ((drawn.clamp(-1, 1) + 1) * top).round() / top - 1
+            means[:, channel] = mean.clamp(-1, 1)
+        return x, means
+
+
 def bits_per_dimension(
     nats: Float[Tensor, "*shape"] | float, dimensions: int, unit: float = 1.0
 ) -> Float[Tensor, "*shape"] | float:

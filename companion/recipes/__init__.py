@@ -39,6 +39,7 @@ if TYPE_CHECKING:
         recipe_of,
     )
     from companion.recipes.masked_autoencoder import MaskedAutoencoderRecipe
+    from companion.recipes.pixelcnn import PixelCNNRecipe
     from companion.recipes.vae import VAERecipe
     from companion.recipes.vae_gan import VAEGANRecipe
     from companion.recipes.vq_vae import VQVAERecipe
@@ -57,6 +58,7 @@ __all__ = [
     "ImageToImageRecipe",
     "Interrupted",
     "MaskedAutoencoderRecipe",
+    "PixelCNNRecipe",
     "Recipe",
     "Splits",
     "Unmeasured",
@@ -82,6 +84,7 @@ _HOME = {
     "ImageToImageRecipe": "image_to_image",
     "Interrupted": "making",
     "MaskedAutoencoderRecipe": "masked_autoencoder",
+    "PixelCNNRecipe": "pixelcnn",
     "Recipe": "base",
     "Splits": "base",
     "Unmeasured": "making",
