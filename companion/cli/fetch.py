@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from companion.cli import DONE
 from companion.cli.flags import options, subjects, wants_help
 from companion.data.downloads import cache_folder
-from companion.data.sources import DATASETS, embedded
+from companion.data.sources import DATASETS, MADE_OF, embedded
 from companion.errors import unknown_name
 
 
@@ -36,6 +36,10 @@ def run(arguments: Sequence[str]) -> int:
     from companion.data import load
 
     train, test = load(name, "train"), load(name, "test")
-    where = "the package itself; nothing to download" if embedded(name) else cache_folder() / name
+    where = (
+        "the package itself; nothing to download"
+        if embedded(name)
+        else cache_folder() / MADE_OF.get(name, name)
+    )
     print(f"{name}: {len(train):,} training and {len(test):,} test images, from {where}")
     return DONE

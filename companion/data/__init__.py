@@ -2,11 +2,11 @@
 
 >>> from companion import data
 >>> digits = data.load("digits")                 # 4,000 real digits, no download
->>> scenes = data.load("scenes")                 # 50,000 scenes of two digits, with captions
 >>> batch = digits[:64].floats()                 # float32 "64 1 28 28" in [-1, 1]
 >>> photos = data.photographs()                  # {"astronaut": uint8 "3 512 512", …}
 >>> ring = data.toy.RingOfGaussians()            # .sample(n, generator), .log_prob(x)
 >>> documents = data.standard_library_text()     # documentation of Python's standard library
+>>> scenes = data.load("scenes")                 # coloured digits, "a red three left of a blue seven"
 >>> mine = data.folder("holiday.zip", size=32)   # your own images
 
 Nothing is imported before it is asked for: the names of the datasets alone do not cost what PyTorch does.
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from companion.faces import make_lazy
 
 if TYPE_CHECKING:
-    from companion.data import toy
+    from companion.data import scenes, toy
     from companion.data.batch import Batch
     from companion.data.catalogue import SPLITS, load
     from companion.data.digits import is_held_out
@@ -44,6 +44,7 @@ __all__ = [
     "is_held_out",
     "load",
     "photographs",
+    "scenes",
     "standard_library_text",
     "to_float",
     "to_uint8",

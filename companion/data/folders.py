@@ -42,7 +42,7 @@ class UnreadableImageError(DataError):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class FolderImages(CaptionedImages):
-    """Images of a folder or zip, with captions if it has any.
+    """Images of a folder or zip, with captions if there are any.
 
     Attributes:
         files: where each image comes from, relative to the folder.

@@ -6,8 +6,7 @@ The two types cannot be confused, because one is `UInt8` and the other `Float32`
 """
 
 import hashlib
-import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal, TypeVar
@@ -267,35 +266,38 @@ class ImageDataset:
     @cached_property
     def sha256(self) -> str:
         """The hash of the content: shape, then pixels, then labels as little-endian int64, in this order."""
-        return self._digest().hexdigest()
+        digest = hashlib.sha256()
+        for part in self._content():
+            digest.update(part)
+        return digest.hexdigest()
 
-    def _digest(self) -> "hashlib._Hash":
-        """Hashes the content; a data set with more than images and labels adds its own parts."""
-        digest = hashlib.sha256(repr(tuple(self.images.shape)).encode())
-        digest.update(self.images.contiguous().cpu().numpy().tobytes())
-        digest.update(self.labels.contiguous().cpu().numpy().astype("<i8").tobytes())
-        return digest
+    def _content(self) -> Iterator[bytes]:
+        """What the hash is of; a data set with more than images and labels adds its own parts here."""
+        yield repr(tuple(self.images.shape)).encode()
+        yield self.images.contiguous().cpu().numpy().tobytes()
+        yield self.labels.contiguous().cpu().numpy().astype("<i8").tobytes()
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class CaptionedImages(ImageDataset):
-    """Images with a text for each; the texts reach the loss as `Batch.captions`.
+    """Images with a text each, which reaches the loss as `Batch.captions`.
+
+    The hash of the content covers the captions as well, where there are any.
 
     Attributes:
         captions: the text of each image, or empty if there are none.
 
     Raises:
-        TypeError, ValueError: as `ImageDataset`, and for another number of captions than of images.
+        TypeError, ValueError: as for `ImageDataset`, or if images and captions are not equally many.
     """
 
     captions: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.captions and len(self.captions) != len(self.images):
+        if self.captions and len(self.captions) != len(self):
             raise ValueError(
-                f"{self.name}/{self.split}: {len(self.images)} images need as many captions or none, "
-                f"got {len(self.captions)}."
+                f"{self.name}/{self.split}: {len(self)} images need as many captions, got {len(self.captions)}."
             )
 
     def _take(self: C, positions: Int64[Tensor, " m"]) -> C:
@@ -314,12 +316,12 @@ class CaptionedImages(ImageDataset):
         captions = tuple(self.captions[i] for i in positions.tolist()) if self.captions else None
         return replace(super().batch_at(positions, device), captions=captions)
 
-    def _digest(self) -> "hashlib._Hash":
-        """Hashes the captions after the rest; without captions it is the hash of the images and labels alone."""
-        digest = super()._digest()
-        if self.captions:
-            digest.update(json.dumps(self.captions).encode())
-        return digest
+    def _content(self) -> Iterator[bytes]:
+        yield from super()._content()
+        for caption in self.captions:
+            text = caption.encode()
+            # With its length, so that no two lists of captions read the same.
+            yield len(text).to_bytes(8, "little") + text
 
 
 class TorchImages(torch.utils.data.Dataset[tuple[Tensor, int]]):

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from companion.checkpoints import Card, checkpoint_names, load_card, load_checkpoint
-from companion.data import DATASETS, SPLITS, ImageDataset, folder, load, to_uint8
-from companion.data.sources import kind_of
+from companion.data import DATASETS, ImageDataset, folder, load, to_uint8
+from companion.data.sources import kind_of, splits_of
 from companion.errors import unknown_name
 from companion.evaluation.evaluator import Evaluator, Sampler, seen_by
 from companion.measurement import Measurement
@@ -80,11 +80,11 @@ def side(
         OSError: if images or data sets cannot be read.
     """
     name, _, split = text.partition("/")
-    if name in DATASETS and split in ("", *SPLITS):
+    if name in DATASETS and split in ("", *splits_of(name)):
         return Side(text, images=load(name, split or "test", root=root))
     path = Path(text).expanduser()
     if name in DATASETS and not path.exists():
-        raise unknown_name("split", split, SPLITS, f"{name!r} has these.")
+        raise unknown_name("split", split, splits_of(name), f"{name!r} has these.")
     if text in checkpoint_names() or path.suffix == ".safetensors" or _is_run(path):
         return Side(text, checkpoint=text)
     if not path.exists() and "/" not in text and "\\" not in text:

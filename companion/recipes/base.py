@@ -17,9 +17,8 @@ from companion import checks
 from companion.checkpoints.weights import config_class
 from companion.data import DATASETS, DataError, ImageDataset, folder, load
 from companion.data.digits import is_held_out
-from companion.data.downloads import SOURCES
 from companion.data.images import CaptionedImages
-from companion.data.sources import embedded, kind_of
+from companion.data.sources import classes_of, embedded, kind_of
 from companion.errors import unknown_name
 from companion.evaluation import Evaluator
 from companion.measurement import Measurement
@@ -335,7 +334,7 @@ class Splits:
             return tuple(self._classes)
         if is_path(data):
             return self.train.classes
-        return load(data).classes if embedded(data) else SOURCES[data].classes
+        return classes_of(data)
 
     @property
     def labelled_tests(self) -> list[ImageDataset]:

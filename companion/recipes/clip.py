@@ -10,6 +10,7 @@ from companion import checks
 from companion.clip import CLIP, CLIPConfig
 from companion.data import ImageDataset, load
 from companion.data.batch import Batch
+from companion.data.sources import is_scenes
 from companion.evaluation import Evaluator
 from companion.evaluation.evaluator import about_data
 from companion.measurement import Measurement
@@ -32,9 +33,9 @@ class CLIPRecipe(Recipe[CLIP]):
 
     model: ClassVar[type[nn.Module]] = CLIP
 
-    data: str = "scenes"
+    data: str = "mnist_scenes"
     steps: int = 4_000
-    batch_size: int = 128
+    batch_size: int = 64
     learning_rate: float = 1e-3
     weight_decay: float = 0.01
     clip: float | None = 1.0
@@ -84,8 +85,8 @@ class CLIPRecipe(Recipe[CLIP]):
 
     def evaluate(self, network: CLIP, evaluator: Evaluator, splits: Splits) -> list[Measurement]:
         tests = list(splits.tests)
-        if self.data == "scenes":
-            tests.append(load("scenes", "composition"))
+        if is_scenes(self.data):
+            tests.append(load(self.data, "composition"))
         return [m for test in tests for m in retrieval(network, evaluator, test)]
 
 

@@ -12,6 +12,7 @@ from companion import checks
 from companion.dalle.dalle import DALLE, DALLEConfig, TextToImage
 from companion.data import ImageDataset, load
 from companion.data.batch import Batch
+from companion.data.sources import is_scenes
 from companion.evaluation import Evaluator
 from companion.evaluation.evaluator import about_data
 from companion.image_gpt import ImageTokenizer
@@ -37,7 +38,7 @@ class DALLERecipe(Recipe[DALLE]):
 
     model: ClassVar[type[nn.Module]] = DALLE
 
-    data: str = "scenes"
+    data: str = "mnist_scenes"
     steps: int = 12_000
     batch_size: int = 32
     learning_rate: float = 1e-3
@@ -46,7 +47,7 @@ class DALLERecipe(Recipe[DALLE]):
     warmup: float = 0.02
     clip: float | None = 1.0
     ema: float | None = 0.999
-    tokenizer: str = "dvae"
+    tokenizer: str = "vq-vae-scenes"
     judge: str | None = "clip"
     vocabulary: int = 320
     temperature: float = 1.0
@@ -134,9 +135,9 @@ class DALLERecipe(Recipe[DALLE]):
                 )
                 for part, what in (("text", "text"), ("image", "image | text"))
             ]
-        if self.data == "scenes":
+        if is_scenes(self.data):
             for split in ("test", "composition"):
-                found += self._read(network, evaluator, load("scenes", split))
+                found += self._read(network, evaluator, load(self.data, split))
         return found
 
     def _read(

@@ -33,7 +33,7 @@ class DVAERecipe(Recipe[DVAE]):
 
     model: ClassVar[type[nn.Module]] = DVAE
 
-    data: str = "scenes"
+    data: str = "mnist_scenes"
     steps: int = 7_000
     batch_size: int = 16
     learning_rate: float = 2e-3

@@ -198,7 +198,7 @@ ENTRIES: dict[str, Entry] = {
         "vq_vae",
         "VQVAERecipe",
         "As vq-vae, but on captioned colour scenes of 32×32 pixels, in 64 codes.",
-        {"data": "scenes"},
+        {"data": "mnist_scenes"},
     ),
 }
 

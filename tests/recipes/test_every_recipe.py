@@ -30,7 +30,7 @@ from companion.checkpoints import Card, load_checkpoint, save_checkpoint
 from companion.clip import CLIP
 from companion.data import ImageDataset, load
 from companion.data.batch import Batch
-from companion.data.scenes import SPLITS, scenes
+from companion.data.scenes import scenes
 from companion.evaluation import Evaluator, labelled
 from companion.gan import TASKS
 from companion.measurement import Measurement
@@ -540,7 +540,8 @@ def few_scenes() -> Few:
 
 @pytest.fixture(autouse=True)
 def fewer_scenes(monkeypatch):
-    monkeypatch.setattr("companion.data.scenes.SIZES", dict.fromkeys(SPLITS, 130))
+    for number in ("SCENES", "TEST_SCENES"):
+        monkeypatch.setattr(f"companion.data.catalogue.{number}", 130)
 
 
 @pytest.fixture
