@@ -72,6 +72,17 @@ def flag(**values: object) -> None:
             raise ValueError(f"{name} must be True or False, got {value!r}.")
 
 
+def tuple_of(kind: type, /, **values: object) -> None:
+    """Requires tuples of one kind of thing: `tuple_of(int, merges=merges)`.
+
+    Raises:
+        ValueError: for the first that is none.
+    """
+    for name, value in values.items():
+        if not isinstance(value, tuple) or not all(type(item) is kind for item in value):
+            raise ValueError(f"{name} must be a tuple of {kind.__name__}, got {value!r:.80}.")
+
+
 def one_of(known: Iterable[str], /, **values: object) -> None:
     """Requires names that are known: `one_of(LOSSES, loss=loss)`.
 

@@ -87,15 +87,9 @@ class CLIPConfig:
                 f"size {self.size} is not a multiple of patch {self.patch}: its patches "
                 f"do not tile the images. Choose a patch that divides {self.size}."
             )
-        _require_tuple(int, merges=self.merges)
-        _require_tuple(str, known_words=self.known_words)
+        checks.tuple_of(int, merges=self.merges)
+        checks.tuple_of(str, known_words=self.known_words)
         BytePairTokenizer(self.merges)
-
-
-def _require_tuple(kind: type, **values: object) -> None:
-    for name, value in values.items():
-        if not isinstance(value, tuple) or not all(type(item) is kind for item in value):
-            raise ValueError(f"{name} must be a tuple of {kind.__name__}, got {value!r:.80}.")
 
 
 class ImageTower(nn.Module):

@@ -121,7 +121,7 @@ class TokenGrid(nn.Module):
         self, vocabulary: int, rows: int, columns: int, width: int, *, neighbours: bool
     ) -> None:
         super().__init__()
-        self.outside, self.rows, self.columns = vocabulary, rows, columns
+        self.outside, self.shape = vocabulary, (rows, columns)
         # What a position is told: the token before it and, above it, those to the left, in the middle, to the right.
         # The row after the last stands for "outside the grid".
         self.previous = nn.Embedding(vocabulary + 1, width)
@@ -130,6 +130,16 @@ class TokenGrid(nn.Module):
         )
         self.position_row = nn.Embedding(rows, width)
         self.position_column = nn.Embedding(columns, width)
+
+    @property
+    def rows(self) -> int:
+        """Rows of the grid."""
+        return self.shape[0]
+
+    @property
+    def columns(self) -> int:
+        """Columns of the grid."""
+        return self.shape[1]
 
     @property
     def length(self) -> int:

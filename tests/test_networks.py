@@ -14,30 +14,40 @@ from torch import nn
 from companion import load_checkpoint
 from companion.autoencoder import Autoencoder, fit_gaussian, sample
 from companion.checkpoints import checkpoint_names
+from companion.clip import CLIP
+from companion.dalle.dalle import DALLE
+from companion.dalle.dvae import DVAE, DVAEConfig
 from companion.denoising_autoencoder import DenoisingAutoencoder, DenoisingAutoencoderConfig
 from companion.gan import GAN, GANConfig, ImageToImage
 from companion.image_gpt import ImageGPT, PixelGPT, PixelGPTConfig
 from companion.masked_autoencoder import MaskedAutoencoder
 from companion.metrics.digit_cnn import DigitCNN
 from companion.nn import CausalTransformer, TransformerConfig
+from companion.pixelcnn import PixelCNN, PixelCNNConfig
 from companion.randomness import Rows, initialisation
 from companion.vae import VAE, VAEConfig
 from companion.vae_gan import VAEGAN, VAEGANConfig
+from companion.vq_vae import VQVAE, VQVAEConfig
 
 NETWORKS = [
     Autoencoder,
+    CLIP,
     CausalTransformer,
+    DALLE,
+    DVAE,
     DenoisingAutoencoder,
     DigitCNN,
     GAN,
     ImageGPT,
     ImageToImage,
     MaskedAutoencoder,
+    PixelCNN,
     PixelGPT,
     VAE,
     VAEGAN,
+    VQVAE,
 ]
-IMAGES = [kind for kind in NETWORKS if kind not in (CausalTransformer, ImageGPT)]
+IMAGES = [kind for kind in NETWORKS if kind not in (CausalTransformer, DALLE, ImageGPT)]
 NEEDED = {TransformerConfig: {"vocabulary": 7, "context": 6}}
 
 
@@ -149,8 +159,12 @@ def doors(network):
         masking = network.masking(2, seeded())
         found = [(n, d) for n, d in found if n in ("encode", "features")]
         found += [("forward", lambda x: network(x, masking))]
-    if isinstance(network, PixelGPT):
-        found = [("tokenize", network.tokenize), ("nll", lambda x: network.nll(x, seeded()))]
+    if isinstance(network, PixelGPT | PixelCNN):
+        found = [("nll", lambda x: network.nll(x, seeded()))]
+    if isinstance(network, CLIP):
+        found = [("encode_image", network.encode_image)]
+    if hasattr(network, "tokenize") and not isinstance(network, CLIP):
+        found += [("tokenize", network.tokenize)]
     if isinstance(network, VAEGAN):
         found = [(n, d) for n, d in found if n != "forward"]
         found += [("discriminator", network.discriminator)]
@@ -179,6 +193,9 @@ def samplers():
         "gan": gan.sample,
         "conditional gan": conditional.sample,
         "pixel transformer": gpt.sample,
+        "pixelcnn": PixelCNN(PixelCNNConfig(width=4, layers=1, classes=2)).eval().sample,
+        "vq-vae": VQVAE(VQVAEConfig(width=4)).eval().sample,
+        "dvae": DVAE(DVAEConfig(width=4)).eval().sample,
         "vae": vae.sample,
         "vae-gan": vae_gan.eval().sample,
         "denoiser": lambda *a, **k: denoiser.sample(*a, **k, levels=4),

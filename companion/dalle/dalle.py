@@ -162,6 +162,9 @@ class DALLEConfig:
         checks.number(above=0, init_std=self.init_std)
         checks.one_of(("full", "sparse"), attention=self.attention)
         checks.flag(neighbours=self.neighbours)
+        checks.tuple_of(int, merges=self.merges)
+        checks.tuple_of(str, known_words=self.known_words)
+        BytePairTokenizer(self.merges)
         if self.kernel % 2 == 0:
             raise ValueError(f"kernel must be odd, so that it has a middle, got {self.kernel}.")
         if self.width % self.heads:

@@ -56,6 +56,7 @@ GAN = {"generator_width": 4, "discriminator_width": 4, "latent_dim": 5}
 VAE = {"architecture": "mlp", "width": 2, "latent_dim": 3, "iwae": 4}
 PAIR = {"encoder_width": 4, "decoder_width": 8, "discriminator_width": 4, "latent_dim": 5}
 GPT = {"width": 8, "layers": 1, "heads": 2}
+CNN = {"width": 4, "layers": 1, "dilation_cycle": 1}
 PRIOR = GPT | {"dropout": 0.0}
 CODES = {"width": 4, "codes": 20, "code_dim": 3, "blocks": 1}
 CLIPS = {"data": "scenes", "width": 8, "heads": 2, "layers": 1, "features": 4, "patch": 8}
@@ -93,6 +94,9 @@ VARIANTS: dict[str, tuple[str, dict]] = {
         "masked-autoencoder",
         {"width": 8, "layers": 1, "decoder_width": 12, "heads": 2, "normalise_targets": True},
     ),
+    "pixelcnn": ("pixelcnn", CNN),
+    "pixelcnn, plain": ("pixelcnn", CNN | {"gated": False, "conditional": True, "levels": 3}),
+    "pixelcnn-cifar10": ("pixelcnn-cifar10", CNN | {"mixtures": 2, "dropout": 0.0}),
     "vae": ("vae", VAE | {"beta": 0.7, "free_nats": 0.0}),
     "vae, convolutional": ("vae", VAE | {"architecture": "convolutional", "width": 4, "iwae": 0}),
     "vae, gaussian": ("vae", VAE | {"likelihood": "gaussian"}),
@@ -314,6 +318,37 @@ def pixel_tokens(r, x, s) -> Tensor:
                 level[:, 0, row, column] * c.levels**place
             )
     return tokens
+
+
+def cnn_pixels(r, x, s) -> Tensor:
+    """What is modelled of images: bits that are drawn, or the nearest levels."""
+    top = (r.network.levels - 1) / 2
+    if r.network.levels == 2:
+        return torch.where(uniform(tuple(x.shape), s) < (x + 1) / 2, 1.0, -1.0)
+    return ((x + 1) * top).round() / top - 1
+
+
+def cnn_nats(r, net, x, *given) -> Tensor:
+    """−log P of grey images."""
+    c, out = r.network, net(x, *given)
+    level = ((x + 1) * (c.levels - 1) / 2).round().long()
+    if c.likelihood == "categorical":
+        return -out.log_softmax(dim=1).gather(1, level).sum(dim=(1, 2, 3))
+    pi, (mu, log_s) = out[:, : c.mixtures], out[:, c.mixtures :].unflatten(1, (-1, 2)).unbind(2)
+    scale, half = log_s.clamp(min=-7).exp(), 1 / (c.levels - 1)
+    upper = ((x + half - mu) / scale).sigmoid().where(level < c.levels - 1, torch.tensor(1.0))
+    lower = ((x - half - mu) / scale).sigmoid().where(level > 0, torch.tensor(0.0))
+    # An untrained network's bins all have mass enough to be subtracted.
+    return -(pi.softmax(dim=1) * (upper - lower)).sum(dim=1).log().sum(dim=(1, 2))
+
+
+def cnn_loss(r, net, b, s):
+    def loss():
+        given = [b.labels] if r.conditional else []
+        nats = cnn_nats(r, net, cnn_pixels(r, b.images, s), *given).mean()
+        return {"loss": nats / 784, "nats": nats}
+
+    return {"loss": loss}
 
 
 def gpt_nats(r, net, x, s, *given) -> Tensor:
@@ -700,6 +735,44 @@ def gpt_measures(r, net, few):
     )
 
 
+def cnn_measures(r, net, few):
+    c = r.network
+    x, s = images(few, "pixels")
+    nats = float(
+        cnn_nats(r, net, cnn_pixels(r, x, s), *([few.held_out.labels] if r.conditional else []))
+        .mean()
+        .item()
+    )
+    x, s = images(few, "pixels")
+    real = ((cnn_pixels(r, x, s) + 1) * 127.5).round().byte()
+    s, labels = samples(), []
+    if r.conditional:
+        labels = [torch.stack([torch.randint(10, (), generator=g) for g in s.generators])]
+    mixture = c.likelihood == "logistic-mixture"
+    u = uniform((SAMPLES, 1 + mixture, 28, 28), s)
+    drawn, top = torch.full((SAMPLES, 1, 28, 28), -1.0), (c.levels - 1) / 2
+    for i in range(28):
+        for j in range(28):
+            out, v = net(drawn, *labels)[:, :, i, j], u[:, :, i, j]
+            if mixture:
+                m = c.mixtures
+                pi, (mu, log_s) = out[:, :m], out[:, m:].unflatten(1, (m, 2)).unbind(2)
+                k = (pi.softmax(1).cumsum(1) <= v[:, :1]).sum(1, keepdim=True)
+                noise = log_s.clamp(min=-7).exp().gather(1, k)[:, 0] * v[:, 1].logit()
+                value = (mu.gather(1, k)[:, 0] + noise).clamp(-1, 1)
+                drawn[:, 0, i, j] = ((value + 1) * top).round() / top - 1
+            else:
+                p = out.softmax(1)
+                # Of two levels the upper one is drawn where the number is below its probability.
+                passed = v < p[:, 1:] if c.levels == 2 else p.cumsum(1) <= v
+                level = passed.sum(1)
+                drawn[:, 0, i, j] = level.clamp(max=c.levels - 1) / top - 1
+    against = Few(few.train, replace(few.held_out, images=real))
+    return {("−log p", ""): nats, ("bits/dim", ""): nats / 784 / math.log(2)} | quality(
+        drawn, against, r.kind_of_pixels()
+    )
+
+
 def drawn_in_turn(u, logits_at, temperature=1.0) -> Tensor:
     """Token by token, each from a whole pass, by the first number that the cumulative probability exceeds."""
     tokens = torch.zeros(u.shape, dtype=torch.int64)
@@ -861,6 +934,7 @@ KINDS: dict[str, tuple[Callable, Callable]] = {
     "AutoencoderRecipe": (autoencoder_loss, autoencoder_measures),
     "DenoisingAutoencoderRecipe": (denoising_loss, denoising_measures),
     "MaskedAutoencoderRecipe": (masked_loss, masked_measures),
+    "PixelCNNRecipe": (cnn_loss, cnn_measures),
     "VAERecipe": (vae_loss, vae_measures),
     "CLIPRecipe": (clip_loss, clip_measures),
     "CodePriorRecipe": (prior_loss, prior_measures),
