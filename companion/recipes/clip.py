@@ -47,8 +47,9 @@ class CLIPRecipe(Recipe[CLIP]):
         checks.whole(256, 10**6, vocabulary=self.vocabulary)
 
     def place_holder(self, settings: Mapping[str, Any]) -> int:
-        """Returns a side that the patches tile."""
-        return 8 * int(settings["patch"])
+        usual, patch = super().place_holder(settings), settings["patch"]
+        checks.whole(1, patch=patch)
+        return patch if usual % patch else usual
 
     def config(
         self, dataset: ImageDataset, parents: Mapping[str, nn.Module] | None = None

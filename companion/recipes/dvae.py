@@ -52,8 +52,9 @@ class DVAERecipe(Recipe[DVAE]):
         checks.number(0, beta_first=self.beta_first, beta=self.beta)
 
     def place_holder(self, settings: Mapping[str, Any]) -> int:
-        """Returns a side that the grid's places tile."""
-        return 8 * int(settings["factor"])
+        usual, factor = super().place_holder(settings), settings["factor"]
+        checks.whole(1, factor=factor)
+        return factor if usual % factor else usual
 
     def losses(self, network: DVAE, parents: Mapping[str, nn.Module]) -> Objective:
         images = self.steps * self.batch_size

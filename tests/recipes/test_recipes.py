@@ -9,7 +9,10 @@ import torch
 from PIL import Image
 
 from companion.checkpoints import checkpoint_names, load_card, load_checkpoint
+from companion.clip import CLIP
 from companion.data import DATASETS, ImageDataset, load
+from companion.data.scenes import scenes
+from companion.data.sources import is_scenes
 from companion.gan import GANConfig, discriminator_depth
 from companion.recipes import (
     RECIPES,
@@ -24,6 +27,7 @@ from companion.recipes import (
 )
 from companion.recipes.base import FROM_DATA
 from companion.training import Outcome, RunError
+from companion.vq_vae import VQVAE
 
 SMALL = DigitCNNRecipe().replace(data="digits", steps=3, batch_size=16, width=4)
 
@@ -232,12 +236,15 @@ def test_a_network_too_large_for_the_memory(digits, monkeypatch):
 def test_every_recipe_builds_the_same_network_each_time(name, digits):
     recipe = RECIPES[name]
     recipe = recipe.replace(**{k: 16 for k in recipe.settings() if k.endswith("width")})
+    data = scenes("train", 2) if is_scenes(recipe.data) else digits[:2]
+    kinds = {"tokenizer": VQVAE, "judge": CLIP}
+    parents = {role: kinds[role]() for role in recipe.parents()}
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    a, b = (recipe.objective(digits[:2]).network.state_dict() for _ in range(2))
+    a, b = (recipe.objective(data, parents).network.state_dict() for _ in range(2))
     assert all(torch.equal(a[key], b[key]) for key in a)
     assert torch.equal(torch.get_rng_state(), before)
-    other = replace(recipe, seed=1).objective(digits[:2]).network.state_dict()
+    other = replace(recipe, seed=1).objective(data, parents).network.state_dict()
     assert any(not torch.equal(a[key], other[key]) for key in a)
 
 
