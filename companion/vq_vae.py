@@ -25,7 +25,9 @@ from companion.nn.layers import ResidualBlock, he_initialise
 from companion.randomness import Rows, Source, integers, source_of, uniform
 
 # Distances that are held at a time, in bytes: they stay in a processor's cache.
-CHUNK_BYTES = 8 * 2**20
+CHUNK_BYTES = 16 * 2**20
+# Codes whose distances are looked at together.
+BLOCK = 128
 LLOYD_ROUNDS = 10
 # Relative rounding of products in float32; PyTorch's "high" and "medium" precision round more coarsely.
 ROUNDING = {"highest": 2.0**-24, "high": 2.0**-11, "medium": 2.0**-8}
@@ -45,22 +47,45 @@ def nearest(z: Float[Tensor, "m d"], codebook: Float[Tensor, "k d"]) -> Int64[Te
     z, e = z.detach().float(), codebook.detach().float()
     half = e.square().sum(dim=1) / 2
     longest = half.max().mul(2).sqrt()
-    unit = (z.shape[1] + 2) * ROUNDING[torch.get_float32_matmul_precision()]
-    rows = max(1, CHUNK_BYTES // (4 * len(e)))
+    unit = (z.shape[1] + 3) * ROUNDING[torch.get_float32_matmul_precision()]
+    # ‖e‖²/2 − z·e is one product, of (z, 1) and (−e, ‖e‖²/2). Its length is a multiple of 8, and so is that of the last
+    # block of codes: zeros fill up the one, codes at an infinite distance the other.
+    longer, more = -(z.shape[1] + 1) % 8, -len(e) % BLOCK
+    table = F.pad(torch.cat([-e, half[:, None]], dim=1), (0, longer, 0, more))
+    table[len(e) :, z.shape[1]] = math.inf
+    rows = max(1, CHUNK_BYTES // (4 * len(table)))
+    # One buffer for all chunks: fresh memory would cost a tenth of the time.
+    buffer = z.new_empty(min(rows, len(z)), len(table))
     found = [z.new_zeros(0, dtype=torch.int64)]
-    with torch.autocast(z.device.type, enabled=False):
+    with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
         for part in z.split(rows) if len(z) else ():
-            d = torch.addmm(half, part, e.T, alpha=-1)
-            least, index = d.min(dim=1)
+            one = F.pad(F.pad(part, (0, 1), value=1.0), (0, longer))
+            d = torch.mm(one, table.T, out=buffer[: len(part)])
+            least, second, index = _two_least(d)
             # Twice the error bound of a distance, γ_d·(‖z‖·‖e‖ + ‖e‖²/2).
             slack = 2 * unit * longest * (part.norm(dim=1) + longest / 2)
-            second = d.scatter(1, index[:, None], math.inf).amin(dim=1)
             close = (second - least <= slack).nonzero().flatten()
             if len(close):
                 limit = (least + slack)[close]
                 index[close] = _among_near(part[close], e, d[close] <= limit[:, None])
             found.append(index)
     return torch.cat(found)
+
+
+def _two_least(d: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the least and the second least number of each row, and the place of the least.
+
+    A plain minimum is several times faster than one with its place: so all of a row is looked at once, block by block,
+    and the place is looked for in one block.
+    """
+    blocks = d.unflatten(1, (-1, BLOCK))
+    lows = blocks.amin(dim=2)
+    block = lows.argmin(dim=1)
+    inside = blocks[torch.arange(len(d), device=d.device), block]
+    least, place = inside.min(dim=1)
+    elsewhere = lows.scatter(1, block[:, None], math.inf).amin(dim=1)
+    second = inside.scatter(1, place[:, None], math.inf).amin(dim=1)
+    return least, torch.minimum(second, elsewhere), block * BLOCK + place
 
 
 def _among_near(z: Tensor, e: Tensor, near: Tensor) -> Tensor:
