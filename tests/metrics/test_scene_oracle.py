@@ -37,7 +37,8 @@ def reading_of(scene):
 
 @pytest.mark.parametrize("split", ["test", "composition"])
 def test_real_scenes_of_held_out_digits(split):
-    found = accuracies(*(lambda s: (s.images, s.captions))(data.load("scenes", split)))
+    real = data.load("scenes", split)[:1000]
+    found = accuracies(real.images, real.captions)
     assert found["place"] >= 0.999
     assert found["colour"] >= 0.999
     assert found["each digit"] >= 0.99

@@ -712,6 +712,29 @@ def vae_measures(r, net, few):
     return found | quality(drawn, few)
 
 
+def repeated(again: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Returns what is drawn one after the other, by whole passes: the only draw that leads to itself.
+
+    Of each draw all is drawn anew, given what came before it there. What depends on nothing is right at once, and what
+    comes after that in the next round: after as many rounds as there are numbers at most, nothing changes any more.
+    """
+    for _ in range(x[0].numel() + 1):
+        x, before = again(x), x
+        if torch.equal(x, before):
+            return x
+    raise AssertionError("a number depends on what comes after it")
+
+
+def drawn_in_turn(u, logits_at, temperature=1.0) -> Tensor:
+    """Tokens, each the first at which the cumulative probability exceeds its number."""
+
+    def again(tokens: Tensor) -> Tensor:
+        p = (logits_at(tokens) / temperature).softmax(dim=-1)
+        return (p.cumsum(dim=-1) <= u[..., None]).sum(dim=-1).clamp(max=p.shape[-1] - 1)
+
+    return repeated(again, torch.zeros(u.shape, dtype=torch.int64))
+
+
 def gpt_measures(r, net, few):
     x, s = images(few, "pixels")
     nats = float(gpt_nats(r, net, x, s, *([few.held_out.labels] if r.conditional else [])).mean())
@@ -722,12 +745,8 @@ def gpt_measures(r, net, few):
     s, labels = samples(), []
     if r.conditional:
         labels = [torch.stack([torch.randint(10, (), generator=g) for g in s.generators])]
-    # Token by token, each from the whole pass, by the first number that the cumulative probability exceeds.
     u = uniform((SAMPLES, net.gpt.length), s)
-    grid = torch.zeros(SAMPLES, net.gpt.length, dtype=torch.int64)
-    for t in range(net.gpt.length):
-        p = net.gpt(grid.view(SAMPLES, *net.grid), *labels)[:, t].softmax(dim=-1)
-        grid[:, t] = (p.cumsum(dim=-1) <= u[:, t, None]).sum(dim=-1)
+    grid = drawn_in_turn(u, lambda t: net.gpt(t.view(SAMPLES, *net.grid), *labels))
     drawn = net.detokenize(grid.view(SAMPLES, *net.grid))
     against = Few(few.train, replace(few.held_out, images=real))
     return {("−log p", ""): nats, ("bits/dim", ""): nats / 784 / math.log(2)} | quality(
@@ -750,36 +769,26 @@ def cnn_measures(r, net, few):
         labels = [torch.stack([torch.randint(10, (), generator=g) for g in s.generators])]
     mixture = c.likelihood == "logistic-mixture"
     u = uniform((SAMPLES, 1 + mixture, 28, 28), s)
-    drawn, top = torch.full((SAMPLES, 1, 28, 28), -1.0), (c.levels - 1) / 2
-    for i in range(28):
-        for j in range(28):
-            out, v = net(drawn, *labels)[:, :, i, j], u[:, :, i, j]
-            if mixture:
-                m = c.mixtures
-                pi, (mu, log_s) = out[:, :m], out[:, m:].unflatten(1, (m, 2)).unbind(2)
-                k = (pi.softmax(1).cumsum(1) <= v[:, :1]).sum(1, keepdim=True)
-                noise = log_s.clamp(min=-7).exp().gather(1, k)[:, 0] * v[:, 1].logit()
-                value = (mu.gather(1, k)[:, 0] + noise).clamp(-1, 1)
-                drawn[:, 0, i, j] = ((value + 1) * top).round() / top - 1
-            else:
-                p = out.softmax(1)
-                # Of two levels the upper one is drawn where the number is below its probability.
-                passed = v < p[:, 1:] if c.levels == 2 else p.cumsum(1) <= v
-                level = passed.sum(1)
-                drawn[:, 0, i, j] = level.clamp(max=c.levels - 1) / top - 1
+    top = (c.levels - 1) / 2
+
+    def again(x: Tensor) -> Tensor:
+        out = net(x, *labels)
+        if mixture:
+            m = c.mixtures
+            pi, (mu, log_s) = out[:, :m], out[:, m:].unflatten(1, (m, 2)).unbind(2)
+            k = (pi.softmax(1).cumsum(1) <= u[:, :1]).sum(1, keepdim=True)
+            noise = log_s.clamp(min=-7).exp().gather(1, k) * u[:, 1:].logit()
+            return (((mu.gather(1, k) + noise).clamp(-1, 1) + 1) * top).round() / top - 1
+        p = out.softmax(1)
+        # Of two levels the upper one is drawn where the number is below its probability.
+        passed = u < p[:, 1:] if c.levels == 2 else p.cumsum(1) <= u
+        return passed.sum(1, keepdim=True).clamp(max=c.levels - 1) / top - 1
+
+    drawn = repeated(again, torch.full((SAMPLES, 1, 28, 28), -1.0))
     against = Few(few.train, replace(few.held_out, images=real))
     return {("−log p", ""): nats, ("bits/dim", ""): nats / 784 / math.log(2)} | quality(
         drawn, against, r.kind_of_pixels()
     )
-
-
-def drawn_in_turn(u, logits_at, temperature=1.0) -> Tensor:
-    """Token by token, each from a whole pass, by the first number that the cumulative probability exceeds."""
-    tokens = torch.zeros(u.shape, dtype=torch.int64)
-    for t in range(u.shape[1]):
-        p = (logits_at(tokens)[:, t] / temperature).softmax(dim=-1)
-        tokens[:, t] = (p.cumsum(dim=-1) <= u[:, t, None]).sum(dim=-1).clamp(max=p.shape[1] - 1)
-    return tokens
 
 
 def prior_measures(r, net, few):
