@@ -749,9 +749,10 @@ def gpt_measures(r, net, few):
     grid = drawn_in_turn(u, lambda t: net.gpt(t.view(SAMPLES, *net.grid), *labels))
     drawn = net.detokenize(grid.view(SAMPLES, *net.grid))
     against = Few(few.train, replace(few.held_out, images=real))
-    return {("−log p", ""): nats, ("bits/dim", ""): nats / 784 / math.log(2)} | quality(
-        drawn, against, r.kind_of_pixels()
-    )
+    levels = r.network.levels
+    of = {2: "black and white", 3: "3 levels", 256: "bytes"}[levels]
+    found = {("−log p", of): nats, ("bits/dim", of): nats / 784 / math.log(2)}
+    return found | quality(drawn, against, of)
 
 
 def cnn_measures(r, net, few):
@@ -786,9 +787,10 @@ def cnn_measures(r, net, few):
 
     drawn = repeated(again, torch.full((SAMPLES, 1, 28, 28), -1.0))
     against = Few(few.train, replace(few.held_out, images=real))
-    return {("−log p", ""): nats, ("bits/dim", ""): nats / 784 / math.log(2)} | quality(
-        drawn, against, r.kind_of_pixels()
-    )
+    levels = r.network.levels
+    of = {2: "black and white", 3: "3 levels", 256: "bytes"}[levels]
+    found = {("−log p", of): nats, ("bits/dim", of): nats / 784 / math.log(2)}
+    return found | quality(drawn, against, of)
 
 
 def prior_measures(r, net, few):
