@@ -273,7 +273,10 @@ class CLIP(nn.Module):
         Raises:
             TypeError, ValueError: as from `encode_image` and `encode_text`.
         """
-        return self.encode_image(x) @ self.encode_text(captions).T
+        images, texts = self.encode_image(x), self.encode_text(captions)
+        # In bfloat16 cosines near 1 would differ by steps of 0.004.
+        with torch.autocast(x.device.type, enabled=False):
+            return images @ texts.T
 
     forward = scores
 
@@ -307,9 +310,9 @@ class CLIP(nn.Module):
         images = rows_of_processes(self.encode_image(x))
         texts = rows_of_processes(self.encode_text(captions))
         scale = self.log_scale.exp()
-        loss = symmetric_cross_entropy(
-            scale * images @ texts.T, self._equal(captions), self.config.same_captions
-        )
+        with torch.autocast(x.device.type, enabled=False):
+            logits = scale * images @ texts.T
+        loss = symmetric_cross_entropy(logits, self._equal(captions), self.config.same_captions)
         return {"loss": loss, "scale": scale}
 
     def _equal(self, captions: Sequence[str]) -> Bool[Tensor, "m m"]:

@@ -47,7 +47,6 @@ class TransformerSizes:
     """What transformers over image tokens have in common.
 
     Attributes:
-        classes: number of labels the model is conditional on; 0 for none.
         width: channels of the residual stream, a multiple of `heads`.
         layers: number of blocks.
         heads: attention heads in each block.
@@ -61,7 +60,6 @@ class TransformerSizes:
     """
 
     _: KW_ONLY
-    classes: int = 0
     width: int = 128
     layers: int = 4
     heads: int = 4
@@ -71,7 +69,6 @@ class TransformerSizes:
     neighbours: bool = True
 
     def __post_init__(self) -> None:
-        checks.whole(0, classes=self.classes)
         checks.whole(1, width=self.width, heads=self.heads, expansion=self.expansion)
         checks.whole(1, checks.MOST_LAYERS, layers=self.layers)
         checks.number(0, 1, dropout=self.dropout)
@@ -92,15 +89,18 @@ class ImageGPTConfig(TransformerSizes):
         vocabulary: number of tokens; tokens are the integers from 0 to `vocabulary` − 1.
         rows: of the grid.
         columns: of the grid.
+        classes: number of labels the model is conditional on; 0 for none.
     """
 
     _: KW_ONLY
     vocabulary: int = 512
     rows: int = 7
     columns: int = 7
+    classes: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        checks.whole(0, classes=self.classes)
         checks.whole(1, LARGEST_VOCABULARY, vocabulary=self.vocabulary)
         checks.whole(1, rows=self.rows, columns=self.columns)
 
@@ -405,6 +405,7 @@ class PixelGPTConfig(TransformerSizes):
         patch: side of the block of pixels that is one token.
         levels: values that a pixel can have; 2 for black and white images, which are drawn anew from the grey ones
             whenever they are scored (dynamic binarisation).
+        classes: number of labels the model is conditional on; 0 for none.
 
     Raises:
         ValueError: for a setting that cannot work, such as blocks that can be more than 65,536 things.
@@ -415,9 +416,11 @@ class PixelGPTConfig(TransformerSizes):
     size: int = 28
     patch: int = 2
     levels: int = 2
+    classes: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        checks.whole(0, classes=self.classes)
         checks.whole(1, channels=self.channels, size=self.size, patch=self.patch)
         checks.whole(2, 256, levels=self.levels)
         if self.size % self.patch:
@@ -447,7 +450,9 @@ class PixelGPT(nn.Module):
         side = c.size // c.patch
         shared = {f.name: getattr(c, f.name) for f in fields(TransformerSizes)}
         self.gpt = ImageGPT(
-            ImageGPTConfig(vocabulary=self.vocabulary, rows=side, columns=side, **shared)
+            ImageGPTConfig(
+                vocabulary=self.vocabulary, rows=side, columns=side, classes=c.classes, **shared
+            )
         )
 
     # -- Pixels and tokens ----------------------------------------------------------------------------------------
@@ -629,6 +634,33 @@ class ImageTokenizer(Protocol):
         """Returns the images of codes, in [−1, 1]."""
 
 
+@torch.no_grad()
+def codes_of(tokenizer: ImageTokenizer, x: Float[Tensor, "n c h w"]) -> Int64[Tensor, "n r k"]:
+    """Returns the codes of images in [−1, 1], computed in float32 also where others train in bfloat16.
+
+    A place near the border of two codes would have one in training and the other afterwards.
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        return tokenizer.tokenize(x.float())
+
+
+def require_tokenizer(model: TokenGrid, tokenizer: nn.Module) -> None:
+    """Requires a tokenizer whose codes a transformer models.
+
+    Raises:
+        TypeError: if it is none.
+        ValueError: if its codes are others in number, or lie on another grid.
+    """
+    if not isinstance(tokenizer, ImageTokenizer):
+        raise TypeError(f"a {type(tokenizer).__name__} does not turn images into codes.")
+    codes, (rows, columns) = tokenizer.vocabulary, tokenizer.grid
+    if (codes, rows, columns) != (model.outside, model.rows, model.columns):
+        raise ValueError(
+            f"this {type(model).__name__} is for {model.outside} codes in a grid of {model.rows}×{model.columns}, but "
+            f"the tokenizer has {codes} in {rows}×{columns}; give it the tokenizer that it was trained with."
+        )
+
+
 class TwoStage(nn.Module):
     """A prior over codes, and the tokenizer that they belong to: together a model of images.
 
@@ -637,20 +669,12 @@ class TwoStage(nn.Module):
         tokenizer: encoder and decoder; nothing here trains it.
 
     Raises:
-        ValueError: if the prior is for another grid, or another number of codes.
+        TypeError, ValueError: as from `require_tokenizer`.
     """
 
     def __init__(self, prior: ImageGPT, tokenizer: nn.Module) -> None:
         super().__init__()
-        c = prior.config
-        if not isinstance(tokenizer, ImageTokenizer):
-            raise TypeError(f"a {type(tokenizer).__name__} does not turn images into codes.")
-        its = (tokenizer.vocabulary, *tokenizer.grid)
-        if its != (c.vocabulary, c.rows, c.columns):
-            raise ValueError(
-                f"the prior is for {c.vocabulary} codes in a grid of {c.rows}×{c.columns}, but the tokenizer has "
-                f"{its[0]} in {its[1]}×{its[2]}; give it the tokenizer that it was trained with."
-            )
+        require_tokenizer(prior, tokenizer)
         self.prior = prior
         # A module and a tokenizer in one, which no type can say.
         self.tokenizer: Any = tokenizer
@@ -661,10 +685,9 @@ class TwoStage(nn.Module):
         """Returns −log P of the codes of each image, in nats: what it costs to send them."""
         return self.prior.nll(self.codes(x), labels)
 
-    @torch.no_grad()
     def codes(self, x: Float[Tensor, "n c h w"]) -> Int64[Tensor, "n r k"]:
         """Returns the codes of images in [−1, 1]."""
-        return self.tokenizer.tokenize(x)
+        return codes_of(self.tokenizer, x)
 
     @torch.no_grad()
     def sample(

@@ -38,6 +38,7 @@ from torch.nn import functional as F
 from companion import checks
 from companion.distributions import LogisticMixture, binarise
 from companion.nn.decoding import choose
+from companion.nn.transformer import evaluating
 from companion.randomness import Source, integers, source_of, uniform
 
 Likelihood = Literal["categorical", "logistic-mixture"]
@@ -502,10 +503,11 @@ class PixelCNN(nn.Module):
         distribution given them. Otherwise it is not: a pixel does not look at the known ones after it.
 
         Args:
-            x: images in [−1, 1], taken as `observe` returns them.
+            x: images in [−1, 1], of which known pixels are taken at their nearest level.
             known: how many rows from the top, or True for each pixel that stays.
-            source: of the pixels, of grey images' black or white first.
-            seed, labels, cached, means: as for `sample`.
+            source: of the pixels that are drawn.
+            labels: one per image, for a conditional model; none are drawn.
+            seed, cached, means: as for `sample`.
 
         Raises:
             TypeError: if the images are bytes, or the mask is not of True and False.
@@ -527,7 +529,8 @@ class PixelCNN(nn.Module):
             checks.whole(0, c.size, known=known)
             mask = (torch.arange(c.size) < known)[:, None].expand(c.size, c.size)
         source = source_of(len(x), source, seed)
-        x = self.observe(x, source)
+        # Nothing is drawn for what is known: completing a draw with its own numbers gives that draw.
+        x = self._values(self._levels(x))
         canvas = _Canvas(self, len(x), source, labels, cached=cached, given=x, mask=mask)
         for _ in canvas.rows():
             pass
@@ -655,15 +658,11 @@ class _Canvas:
     def rows(self) -> Iterator[int]:
         """Draws row after row and yields the number of each."""
         network, known = self.network, self.known.tolist()
-        training = network.training
-        network.eval()
-        try:
+        with evaluating(network):
             buffers = _Buffers(network, self.x, self.labels) if self.cached else None
             for i in range(network.config.size):
                 self._draw_row(i, known[i], buffers)
                 yield i
-        finally:
-            network.train(training)
 
     @torch.inference_mode()
     def _draw_row(self, i: int, known: list[bool], buffers: "_Buffers | None") -> None:

@@ -181,6 +181,8 @@ class VectorQuantizer(nn.Module):
         self.codes, self.dim, self.kind = codes, dim, codebook
         self.decay, self.epsilon, self.restart = decay, epsilon, restart
         self.straight_through = straight_through
+        # Whether training takes vectors at random, sooner or later.
+        self.draws = start == "k-means" or restart > 0
         e = torch.empty(codes, dim).uniform_(-1 / codes, 1 / codes)
         if codebook == "gradient":
             self.codebook = nn.Parameter(e)
@@ -220,6 +222,10 @@ class VectorQuantizer(nn.Module):
         if z.shape[-1] != self.dim or z.ndim < 2 or not z.numel():
             raise ValueError(
                 f"this codebook takes one or more vectors of {self.dim} numbers, got the shape {tuple(z.shape)}."
+            )
+        if self.training and source is None and self.draws:
+            raise ValueError(
+                "in training this codebook draws vectors at random: give forward a source."
             )
         z = z.float()
         flat = z.reshape(-1, self.dim)
@@ -296,10 +302,7 @@ class VectorQuantizer(nn.Module):
 
     def _shuffled(self, z: Tensor, source: Source | None) -> Tensor:
         """Returns the vectors of all processes in a random order, which is the same in all of them."""
-        if source is None:
-            raise ValueError(
-                "in training this codebook draws vectors at random: give forward a source."
-            )
+        assert source is not None
         order = uniform((*z.shape[:-1],), source, z.device)
         everything, order = rows_of_processes(z), rows_of_processes(order)
         return everything.reshape(-1, self.dim)[order.flatten().argsort(stable=True)]

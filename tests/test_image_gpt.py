@@ -253,8 +253,37 @@ def test_two_stages_score_and_draw_by_their_codes():
     assert torch.equal(Tiles().tokenize(drawn), prior.generate(4, seed=3))
 
 
+class Borderline(nn.Module):
+    """A tokenizer whose codes depend on the last digits of a matrix product."""
+
+    vocabulary, grid = 7, (2, 2)
+
+    def __init__(self):
+        super().__init__()
+        self.project = nn.Linear(64, 28, bias=False)
+
+    def tokenize(self, x):
+        return self.project(x.flatten(1)).unflatten(1, (2, 2, 7)).argmax(-1)
+
+    def detokenize(self, grid):
+        return grid[:, None].float()
+
+
+def test_codes_are_the_same_whatever_precision_the_rest_has():
+    """Those that a prior is trained on, under bfloat16, and those that it is measured on."""
+    with initialisation(0):
+        both_ = TwoStage(gpt(vocabulary=7, rows=2, columns=2), Borderline())
+    x = torch.randn(500, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    plain = both_.codes(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not torch.equal(both_.tokenizer.tokenize(x), plain), "too far from any border"
+        assert torch.equal(both_.codes(x), plain)
+
+
 def test_a_prior_of_other_codes_is_refused():
-    with pytest.raises(ValueError, match=r"for 5 codes in a grid of 3×4, but .* has 5 in 2×2"):
+    with pytest.raises(
+        ValueError, match=r"ImageGPT is for 5 codes in a grid of 3×4, but .* has 5 in 2×2"
+    ):
         TwoStage(gpt(), Tiles())
     with pytest.raises(TypeError, match="a Linear does not turn images into codes"):
         TwoStage(gpt(), nn.Linear(2, 2))

@@ -177,6 +177,15 @@ def test_partial_images_grow_row_by_row():
         assert partial[:, :, row + 1 :].eq(-1).all()
 
 
+@every_variant
+def test_completing_a_draw_with_its_own_numbers_gives_that_draw(variant):
+    model = network(variant, size=5, layers=1)
+    labels = torch.tensor([1, 0]) if model.config.classes else None
+    drawn = model.sample(2, seed=3, labels=labels)
+    assert torch.equal(model.complete(drawn, 2, seed=3, labels=labels), drawn)
+    assert not torch.equal(model.complete(drawn, 2, seed=4, labels=labels), drawn)
+
+
 def test_a_few_steps_learn_a_rule():
     """Of stripes whose first pixel says everything, only that pixel's bit remains to be paid."""
     model = network(layers=1).train()

@@ -365,3 +365,13 @@ def test_training_needs_a_source():
 def test_settings_that_cannot_work(name, value):
     with pytest.raises(Exception, match=name):
         VQVAEConfig(**{name: value})
+
+
+@pytest.mark.parametrize("start", ["k-means", "uniform"])
+def test_a_missing_source_is_found_in_the_first_step(start):
+    """Not when the first code dies, which may be hours later."""
+    quantizer = VectorQuantizer(4, 2, start=start).train()
+    with pytest.raises(ValueError, match="give forward a source"):
+        quantizer(normal(8, 2))
+    quantizer.eval()(normal(8, 2))
+    VectorQuantizer(4, 2, start="uniform", restart=0).train()(normal(8, 2))

@@ -20,7 +20,6 @@ an image position is told the three tokens above it (`neighbours`, see `companio
 Shapes: `n` pairs, `l` text positions, a grid of `r` rows and `k` columns, `t = r·k` image tokens, `v` image codes.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
@@ -33,7 +32,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from companion import checks
-from companion.image_gpt import LARGEST_VOCABULARY, ImageTokenizer, TokenGrid
+from companion.image_gpt import (
+    LARGEST_VOCABULARY,
+    TokenGrid,
+    TransformerSizes,
+    codes_of,
+    require_tokenizer,
+)
 from companion.nn.decoding import check_choices, continue_sequence
 from companion.nn.tokenizer import BytePairTokenizer
 from companion.nn.transformer import Trunk, evaluating, initialise
@@ -42,6 +47,9 @@ from companion.randomness import Source, source_of, uniform
 Kind = Literal["full", "row", "column", "convolution"]
 
 TEXT_WEIGHT, IMAGE_WEIGHT = 1, 7
+# Images drawn at a time, however many there are to choose from: keys and values of each take memory.
+AT_ONCE = 256
+MOST_DRAWS = 10_000
 
 
 # --- 1. Masks ---------------------------------------------------------------------------------------------------------
@@ -111,7 +119,7 @@ def layer_kinds(layers: int, attention: Literal["full", "sparse"]) -> list[Kind]
 
 
 @dataclass(frozen=True)
-class DALLEConfig:
+class DALLEConfig(TransformerSizes):
     """The settings of a `DALLE`.
 
     Attributes:
@@ -121,15 +129,8 @@ class DALLEConfig:
         text_length: positions of the text; longer captions are refused, shorter ones padded.
         merges: of the text's tokenizer, as `BytePairTokenizer` takes them.
         known_words: that the training captions held.
-        width: channels of the residual stream, a multiple of `heads`.
-        layers: number of blocks.
-        heads: attention heads in each block.
-        expansion: hidden channels of a block's perceptron, in multiples of the width.
-        dropout: dropout in training, from 0 up to but not including 1.
-        init_std: standard deviation of the initial weights.
         attention: "full", or the paper's "sparse" pattern of rows, columns and a convolution.
         kernel: side of the convolution's window, odd.
-        neighbours: show each image position the three tokens above it, beside the one before it.
 
     Raises:
         ValueError: for a setting that cannot work; the message names it, its value and the remedy.
@@ -142,36 +143,20 @@ class DALLEConfig:
     text_length: int = 16
     merges: tuple[int, ...] = ()
     known_words: tuple[str, ...] = ()
-    width: int = 128
-    layers: int = 4
-    heads: int = 4
-    expansion: int = 4
-    dropout: float | int = 0.0
-    init_std: float | int = 0.05
     attention: Literal["full", "sparse"] = "full"
     kernel: int = 11
-    neighbours: bool = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         checks.whole(1, LARGEST_VOCABULARY, codes=self.codes)
         checks.whole(1, rows=self.rows, columns=self.columns, text_length=self.text_length)
-        checks.whole(1, width=self.width, heads=self.heads, expansion=self.expansion)
-        checks.whole(1, checks.MOST_LAYERS, layers=self.layers)
         checks.whole(1, kernel=self.kernel)
-        checks.number(0, 1, dropout=self.dropout)
-        checks.number(above=0, init_std=self.init_std)
         checks.one_of(("full", "sparse"), attention=self.attention)
-        checks.flag(neighbours=self.neighbours)
         checks.tuple_of(int, merges=self.merges)
         checks.tuple_of(str, known_words=self.known_words)
         BytePairTokenizer(self.merges)
         if self.kernel % 2 == 0:
             raise ValueError(f"kernel must be odd, so that it has a middle, got {self.kernel}.")
-        if self.width % self.heads:
-            raise ValueError(
-                f"width {self.width} is not a multiple of heads {self.heads}: "
-                f"choose width {self.heads * math.ceil(self.width / self.heads)} or other heads."
-            )
 
 
 class Nats(NamedTuple):
@@ -439,21 +424,12 @@ class TextToImage(nn.Module):
         judge: chooses among draws; None where there is none.
 
     Raises:
-        ValueError: if the transformer is for another grid, or another number of codes.
-        TypeError: if the tokenizer is none.
+        TypeError, ValueError: as from `companion.image_gpt.require_tokenizer`.
     """
 
     def __init__(self, model: DALLE, tokenizer: nn.Module, judge: nn.Module | None = None) -> None:
         super().__init__()
-        c = model.config
-        if not isinstance(tokenizer, ImageTokenizer):
-            raise TypeError(f"a {type(tokenizer).__name__} does not turn images into codes.")
-        its = (tokenizer.vocabulary, *tokenizer.grid)
-        if its != (c.codes, c.rows, c.columns):
-            raise ValueError(
-                f"the transformer is for {c.codes} codes in a grid of {c.rows}×{c.columns}, but the tokenizer has "
-                f"{its[0]} in {its[1]}×{its[2]}; give it the tokenizer that it was trained with."
-            )
+        require_tokenizer(model, tokenizer)
         self.model = model
         # Modules that do more than a module, which no type can say.
         self.tokenizer: Any = tokenizer
@@ -465,7 +441,7 @@ class TextToImage(nn.Module):
         Raises:
             ValueError: as from `DALLE.check_prompt`, or for draws to choose from without a judge.
         """
-        checks.whole(1, rerank=rerank)
+        checks.whole(1, MOST_DRAWS, rerank=rerank)
         if rerank > 1 and self.judge is None:
             raise ValueError(
                 f"rerank={rerank} needs a judge that chooses among the draws, and this model came without one."
@@ -476,10 +452,9 @@ class TextToImage(nn.Module):
         """Returns −log P of captions, and of the codes of images given them, in nats."""
         return self.model.nll(self.model.encode(captions).to(x.device), self.codes(x))
 
-    @torch.no_grad()
     def codes(self, x: Float[Tensor, "n c h w"]) -> Int64[Tensor, "n r k"]:
         """Returns the codes of images in [−1, 1]."""
-        return self.tokenizer.tokenize(x)
+        return codes_of(self.tokenizer, x)
 
     @torch.no_grad()
     def draw(
@@ -514,14 +489,16 @@ class TextToImage(nn.Module):
         n, device = len(captions), self.model.head.weight.device
         text = self.model.encode(captions)
         u = uniform((n, rerank, self.model.length), source_of(n, source, seed), device)
-        tokens = self.model.draw(
-            repeat(text, "n l -> (n m) l", m=rerank),
-            rearrange(u, "n m t -> (n m) t"),
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
+        texts = repeat(text, "n l -> (n m) l", m=rerank).split(AT_ONCE)
+        numbers = rearrange(u, "n m t -> (n m) t").split(AT_ONCE)
+        images = torch.cat(
+            [
+                self.tokenizer.detokenize(
+                    self.model.draw(part, mine, temperature=temperature, top_k=top_k, top_p=top_p)
+                )
+                for part, mine in zip(texts, numbers, strict=True)
+            ]
         )
-        images = self.tokenizer.detokenize(tokens)
         if rerank == 1:
             return images
         return images[self._best(images, captions, rerank)]

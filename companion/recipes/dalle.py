@@ -15,12 +15,12 @@ from companion.data.batch import Batch
 from companion.data.sources import is_scenes
 from companion.evaluation import Evaluator
 from companion.evaluation.evaluator import about_data
-from companion.image_gpt import ImageTokenizer
 from companion.measurement import Measurement
 from companion.metrics.scene_oracle import accuracies
 from companion.nn.tokenizer import BytePairTokenizer
 from companion.randomness import PerImage, Source
 from companion.recipes.base import Recipe, Splits, captions_of
+from companion.recipes.image_gpt import tokenizer_for
 from companion.training import Objective, single_objective
 
 
@@ -81,12 +81,7 @@ class DALLERecipe(Recipe[DALLE]):
         )
         if not parents:
             return config
-        images = parents["tokenizer"]
-        if not isinstance(images, ImageTokenizer):
-            raise ValueError(
-                f"tokenizer {self.tokenizer!r} is a {type(images).__name__}, which does not turn images into codes; "
-                "name a dVAE or a VQ-VAE."
-            )
+        images = tokenizer_for(dataset, parents["tokenizer"], self.tokenizer)
         rows, columns = images.grid
         return replace(config, codes=images.vocabulary, rows=rows, columns=columns)
 
@@ -110,8 +105,10 @@ class DALLERecipe(Recipe[DALLE]):
     def check(self, splits: Splits, evaluator: Evaluator) -> None:
         super().check(splits, evaluator)
         evaluator.check(splits.held_out)
-        captions_of(splits.train)
-        captions_of(splits.held_out)
+        network = DALLE(self.config(splits.train))
+        for dataset in (splits.train, *splits.tests):
+            # Each must fit into the text's positions.
+            network.encode(list(dict.fromkeys(captions_of(dataset))))
 
     def evaluate(
         self, network: TextToImage, evaluator: Evaluator, splits: Splits

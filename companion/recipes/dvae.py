@@ -57,11 +57,10 @@ class DVAERecipe(Recipe[DVAE]):
         return factor if usual % factor else usual
 
     def losses(self, network: DVAE, parents: Mapping[str, nn.Module]) -> Objective:
-        images = self.steps * self.batch_size
-
         def loss(batch: Batch, source: Source) -> dict[str, Tensor]:
-            # The network counts, so that a training that stops goes on at the same temperature.
-            done = network.images_seen / images
+            # The network counts, so that a training that stops goes on at the same temperature; whole batches, so that
+            # all parts of one have the same.
+            done = network.images_seen.div(self.batch_size, rounding_mode="floor") / self.steps
             temperature = half_cosine(done / self.temperature_share, 1.0, self.temperature)
             beta = half_cosine(done / self.beta_share, self.beta_first, self.beta)
             return network.loss(batch.require_images(), source, temperature, beta)

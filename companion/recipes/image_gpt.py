@@ -79,12 +79,7 @@ class CodePriorRecipe(Recipe[ImageGPT]):
         config = super().config(dataset, parents)
         if not parents:
             return config
-        tokenizer = parents["tokenizer"]
-        if not isinstance(tokenizer, ImageTokenizer):
-            raise ValueError(
-                f"tokenizer {self.tokenizer!r} is a {type(tokenizer).__name__}, which does not turn images into codes; "
-                "name a VQ-VAE."
-            )
+        tokenizer = tokenizer_for(dataset, parents["tokenizer"], self.tokenizer)
         rows, columns = tokenizer.grid
         return replace(config, vocabulary=tokenizer.vocabulary, rows=rows, columns=columns)
 
@@ -124,3 +119,29 @@ class CodePriorRecipe(Recipe[ImageGPT]):
                 Measurement(name="−log P(codes)", value=value, unit="nats", better="lower", **about)
             )
         return found + evaluator.sample_quality(network.sample, splits.held_out)
+
+
+def tokenizer_for(dataset: ImageDataset, parent: nn.Module, name: str) -> ImageTokenizer:
+    """Returns a parent as the tokenizer of a data set's images.
+
+    Args:
+        dataset: the images.
+        parent: the network.
+        name: of its checkpoint, for messages.
+
+    Raises:
+        ValueError: if it does not turn images into codes, or takes others.
+    """
+    if not isinstance(parent, ImageTokenizer):
+        raise ValueError(
+            f"tokenizer {name!r} is a {type(parent).__name__}, which does not turn images into codes; name a VQ-VAE or "
+            "a dVAE."
+        )
+    config: Any = parent.config
+    takes = (config.channels, config.size, config.size)
+    if takes != tuple(dataset.images.shape[1:]):
+        raise ValueError(
+            f"tokenizer {name!r} takes images of shape {takes}, but those of {dataset.name!r} have "
+            f"{tuple(dataset.images.shape[1:])}; name a tokenizer that was trained on such images."
+        )
+    return parent

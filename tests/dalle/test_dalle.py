@@ -238,6 +238,15 @@ def test_reranking_keeps_the_draw_that_the_judge_likes_best():
     torch.testing.assert_close(best.mean(dim=(1, 2, 3)), every.amax(1))
 
 
+def test_many_draws_are_made_in_parts(monkeypatch):
+    both = TextToImage(dalle(), Tiles(), Brightness())
+    whole = both.draw(CAPTIONS, seed=5, rerank=4)
+    monkeypatch.setattr("companion.dalle.dalle.AT_ONCE", 5)
+    torch.testing.assert_close(both.draw(CAPTIONS, seed=5, rerank=4), whole)
+    with pytest.raises(ValueError, match="rerank must be a whole number from 1 to 10,000"):
+        both.draw(CAPTIONS, seed=5, rerank=10_001)
+
+
 def test_it_learns_which_image_belongs_to_which_caption():
     net = dalle(width=16).train()
     text, grid = net.encode(CAPTIONS[:2]), images(2)
@@ -255,7 +264,9 @@ def test_it_learns_which_image_belongs_to_which_caption():
 
 
 def test_what_does_not_fit_is_refused():
-    with pytest.raises(ValueError, match=r"for 5 codes in a grid of 2×3, but .* has 5 in 3×3"):
+    with pytest.raises(
+        ValueError, match=r"DALLE is for 5 codes in a grid of 2×3, but .* has 5 in 3×3"
+    ):
         TextToImage(dalle(rows=2), Tiles())
     with pytest.raises(TypeError, match="a Linear does not turn images into codes"):
         TextToImage(dalle(), nn.Linear(2, 2))

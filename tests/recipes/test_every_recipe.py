@@ -417,7 +417,7 @@ def clip_loss(r, net, b, s):
 
 def dvae_loss(r, net, b, s):
     def loss():
-        done = float(net.images_seen) / (r.steps * r.batch_size)
+        done = (int(net.images_seen) // r.batch_size) / r.steps
 
         def between(first, last, share):
             return last + (first - last) * 0.5 * (1 + math.cos(math.pi * min(1, done / share)))

@@ -13,6 +13,7 @@ from companion.clip import CLIP
 from companion.data import DATASETS, ImageDataset, load
 from companion.data.scenes import scenes
 from companion.data.sources import is_scenes
+from companion.evaluation import Evaluator
 from companion.gan import GANConfig, discriminator_depth
 from companion.recipes import (
     RECIPES,
@@ -26,8 +27,8 @@ from companion.recipes import (
     without_held_out,
 )
 from companion.recipes.base import FROM_DATA
-from companion.training import Outcome, RunError
-from companion.vq_vae import VQVAE
+from companion.training import Outcome, RunError, Trainer
+from companion.vq_vae import VQVAE, VQVAEConfig
 
 SMALL = DigitCNNRecipe().replace(data="digits", steps=3, batch_size=16, width=4)
 
@@ -237,8 +238,10 @@ def test_every_recipe_builds_the_same_network_each_time(name, digits):
     recipe = RECIPES[name]
     recipe = recipe.replace(**{k: 16 for k in recipe.settings() if k.endswith("width")})
     data = scenes("train", 2) if is_scenes(recipe.data) else digits[:2]
-    kinds = {"tokenizer": VQVAE, "judge": CLIP}
-    parents = {role: kinds[role]() for role in recipe.parents()}
+    _, channels, size, _ = data.images.shape
+    tokenizer = VQVAE(VQVAEConfig(channels=channels, size=size, width=4))
+    built = {"tokenizer": tokenizer, "judge": CLIP()}
+    parents = {role: built[role] for role in recipe.parents()}
     torch.manual_seed(5)
     before = torch.get_rng_state()
     a, b = (recipe.objective(data, parents).network.state_dict() for _ in range(2))
@@ -246,6 +249,42 @@ def test_every_recipe_builds_the_same_network_each_time(name, digits):
     assert torch.equal(torch.get_rng_state(), before)
     other = replace(recipe, seed=1).objective(data, parents).network.state_dict()
     assert any(not torch.equal(a[key], other[key]) for key in a)
+
+
+@pytest.mark.parametrize("name", ["code-prior", "dalle"])
+def test_a_parent_that_makes_no_codes_of_these_images_is_refused_at_once(name, digits):
+    recipe = RECIPES[name]
+    data = scenes("train", 2) if is_scenes(recipe.data) else digits[:2]
+    with pytest.raises(ValueError, match=r"takes images of shape \(1, 20, 20\), but those of"):
+        recipe.objective(data, {"tokenizer": VQVAE(VQVAEConfig(size=20, width=4))})
+    with pytest.raises(ValueError, match="is a CLIP, which does not turn images into codes"):
+        recipe.objective(data, {"tokenizer": CLIP()})
+
+
+@pytest.mark.parametrize("name", ["clip", "dalle"])
+def test_captions_that_do_not_fit_are_found_before_the_first_step(name):
+    recipe = RECIPES[name].replace(
+        data="scenes", **{"clip": {"context": 4}, "dalle": {"text_length": 3}}[name]
+    )
+    splits = Splits(recipe)
+    vars(splits).update(train=scenes("train", 100), held_out=scenes("test", 100))
+    with pytest.raises(ValueError, match=r"tokens, but this .* reads at most 3"):
+        recipe.check(splits, Evaluator(samples=10))
+
+
+def test_the_parts_of_a_batch_have_one_temperature():
+    """A discrete VAE trained with gradients accumulated over four parts ends where it ends without."""
+    data, found = scenes("train", 64), []
+    for accumulate in (1, 4):
+        recipe = RECIPES["dvae"].replace(
+            steps=3, batch_size=16, width=4, codes=8, blocks=1, accumulate=accumulate
+        )
+        trainer = Trainer(recipe.objective(data), data, recipe)
+        for _ in trainer:
+            pass
+        found.append(trainer.network.state_dict())
+    for key, value in found[0].items():
+        torch.testing.assert_close(found[1][key], value, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", list(RECIPES))
