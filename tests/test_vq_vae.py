@@ -2,15 +2,17 @@
 
 import copy
 import math
+import multiprocessing
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import distributed
 from torch.nn import functional as F
 
 import companion.vq_vae as module
-from companion.randomness import PerImage, Rows, derive, integers
+from companion.randomness import PerImage, Rows, derive, initialisation, integers
 from companion.training import Trainer, TrainingSettings, single_objective
 from companion.vq_vae import VQVAE, VectorQuantizer, VQVAEConfig, nearest, perplexity
 
@@ -375,3 +377,64 @@ def test_a_missing_source_is_found_in_the_first_step(start):
         quantizer(normal(8, 2))
     quantizer.eval()(normal(8, 2))
     VectorQuantizer(4, 2, start="uniform", restart=0).train()(normal(8, 2))
+
+
+# --- Processes --------------------------------------------------------------------------------------------------------
+
+STEPS, IMAGES = 3, 8
+# With accumulated parts the start and the restart look at one part only, which is not what one process alone sees.
+ALONE = {"start": "k-means", "restart": 0.9}
+IN_PARTS = {"start": "uniform", "restart": 0.0}
+
+
+def quantizer(kind, settings):
+    with initialisation(0):
+        return VectorQuantizer(6, 2, codebook=kind, decay=0.5, **settings).train()
+
+
+def learn(network, rows, parts):
+    """Some steps on the given rows of each batch, taken in so many parts; returns what was reported last."""
+    for step in range(STEPS):
+        z = normal(IMAGES, 5, 2, seed=step)
+        for part in torch.arange(IMAGES)[rows].chunk(parts):
+            source = Rows(derive(step), int(part[0]), int(part[-1]) + 1, IMAGES)
+            found = network(z[part], source)
+    return found.perplexity
+
+
+def one_of_two(rank, path, kind, settings, parts):
+    torch.set_num_threads(1)
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{path}/meet", rank=rank, world_size=2
+    )
+    network = quantizer(kind, settings)
+    half = IMAGES // 2
+    perplexity = learn(network, slice(rank * half, (rank + 1) * half), parts)
+    torch.save((network.state_dict(), perplexity), f"{path}/{rank}.pt")
+    distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("kind", ["ema", "gradient"])
+@pytest.mark.parametrize(("settings", "parts"), [(ALONE, 1), (IN_PARTS, 2)])
+def test_two_processes_learn_the_codebook_of_one(kind, settings, parts, tmp_path):
+    """Start, running means, usage and restarts: of the vectors of both, and the same in both."""
+    context = multiprocessing.get_context("fork")
+    workers = [
+        context.Process(target=one_of_two, args=(rank, tmp_path, kind, settings, parts))
+        for rank in range(2)
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+        assert worker.exitcode == 0
+    one = quantizer(kind, settings)
+    before = copy.deepcopy(one.state_dict())
+    perplexity = learn(one, slice(0, IMAGES), parts)
+    assert any(not torch.equal(value, before[key]) for key, value in one.state_dict().items())
+    for rank in range(2):
+        state, reported = torch.load(tmp_path / f"{rank}.pt")
+        for key, value in one.state_dict().items():
+            torch.testing.assert_close(state[key], value, rtol=1e-4, atol=1e-5)
+        if parts == 1:
+            torch.testing.assert_close(reported, perplexity)
