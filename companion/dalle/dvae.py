@@ -98,13 +98,6 @@ def gumbel_softmax(
     return ((logits + g) / temperature).softmax(dim=-1)
 
 
-def perplexity(tokens: Int64[Tensor, "*shape"], codes: int) -> float:
-    """Returns exp(entropy) of how often each code occurs: 1 if all are the same, K if all K are equally frequent."""
-    p = torch.bincount(tokens.flatten(), minlength=codes).double()
-    p = p / p.sum()
-    return float(torch.special.entr(p).sum().exp())
-
-
 # --- 3. The model -----------------------------------------------------------------------------------------------------
 
 
@@ -198,6 +191,11 @@ class DVAE(nn.Module):
         """Rows and columns of the codes of an image."""
         side = self.config.size // self.config.factor
         return side, side
+
+    @property
+    def bits_per_image(self) -> float:
+        """What the codes of an image cost if all are equally likely."""
+        return math.prod(self.grid) * math.log2(self.vocabulary)
 
     def encode(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n r k v"]:
         """Returns the logits of q(code | image) at every place of the grid, in float32.

@@ -9,13 +9,17 @@ import torch
 from torch import Tensor, nn
 
 from companion import checks
-from companion.dalle.dvae import DVAE, DVAEConfig, perplexity
+from companion.dalle.dvae import DVAE, DVAEConfig
+from companion.data import ImageDataset
 from companion.data.batch import Batch
+from companion.data.sources import is_scenes
 from companion.evaluation import Evaluator
 from companion.evaluation.evaluator import about_data
 from companion.measurement import Measurement
+from companion.metrics.scene_oracle import accuracies
 from companion.randomness import Source
-from companion.recipes.base import Recipe, Splits
+from companion.recipes.base import Recipe, Splits, captions_of
+from companion.recipes.vq_vae import usage
 from companion.training import Objective, single_objective
 
 
@@ -71,12 +75,22 @@ class DVAERecipe(Recipe[DVAE]):
         found: list[Measurement] = []
         for test in splits.tests:
             found += evaluator.reconstruction(lambda x, _: network(x), test)
-            tokens = evaluator.each(
-                lambda batch, _: network.tokenize(batch.require_images()), test, "tokens"
-            )
-            value = perplexity(tokens, network.vocabulary)
-            found.append(Measurement(name="perplexity", value=value, **about_data(test)))
+            found += usage(network, evaluator, test)
+            if is_scenes(self.data):
+                found += read_again(network, evaluator, test)
         return found
+
+
+def read_again(network: DVAE, evaluator: Evaluator, scenes: ImageDataset) -> list[Measurement]:
+    """Measures how often the oracle reads in reconstructions of scenes what their captions say."""
+    again = evaluator.each(
+        lambda batch, _: network(batch.require_images()), scenes, "reconstructions"
+    )
+    about = about_data(scenes, "reconstructions")
+    return [
+        Measurement(name=f"accuracy of {what}", value=value, better="higher", **about)
+        for what, value in accuracies(again, captions_of(scenes)).items()
+    ]
 
 
 def half_cosine(share: Tensor, first: float, last: float) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from companion import checks
+from companion.dalle.dvae import DVAE
 from companion.data import ImageDataset
 from companion.data.batch import Batch
 from companion.evaluation import Evaluator
@@ -62,7 +63,7 @@ class VQVAERecipe(Recipe[VQVAE]):
         return found + evaluator.sample_quality(network.sample, splits.held_out, of="uniform codes")
 
 
-def usage(network: VQVAE, evaluator: Evaluator, dataset: ImageDataset) -> list[Measurement]:
+def usage(network: VQVAE | DVAE, evaluator: Evaluator, dataset: ImageDataset) -> list[Measurement]:
     """Measures how evenly images use the codes, and what their codes cost: with all codes alike, and by their usage.
 
     Args:

@@ -16,7 +16,6 @@ from companion.dalle.dvae import (
     kl_to_uniform,
     logit_laplace_log_density,
     map_pixels,
-    perplexity,
     unmap_pixels,
 )
 from companion.randomness import PerImage, initialisation
@@ -100,11 +99,6 @@ def test_gumbel_noise_has_its_distribution():
     g = gumbel((20_000,), seeded(4), torch.device("cpu"))
     assert g.isfinite().all()
     assert stats.kstest(g.numpy(), stats.gumbel_r.cdf).pvalue > 0.001
-
-
-def test_perplexity():
-    assert perplexity(torch.zeros(4, 2, dtype=torch.int64), 5) == pytest.approx(1)
-    assert perplexity(torch.arange(6).repeat(3), 8) == pytest.approx(6)
 
 
 # --- The model --------------------------------------------------------------------------------------------------------

@@ -862,11 +862,20 @@ def dvae_measures(r, net, few):
     x = few.held_out.floats()
     tokens = net.encode(x).argmax(dim=-1)
     p = torch.bincount(tokens.flatten()).double() / tokens.numel()
-    entropy = -float((p[p > 0] * p[p > 0].log()).sum())
+    bits = -float((p[p > 0] * p[p > 0].log2()).sum())
     one_hot = F.one_hot(tokens, 20).float()
     mu, _ = net.decode(one_hot)
     again = (2 * (mu.sigmoid() - 0.1) / 0.8 - 1).clamp(-1, 1)
-    return reconstructed(x, again) | {("perplexity", ""): math.exp(entropy)}
+    read = accuracies(again, few.held_out.captions)
+    return (
+        reconstructed(x, again)
+        | {
+            ("perplexity", ""): 2**bits,
+            ("bits per image", ""): 64 * math.log2(20),
+            ("bits per image", "by usage"): 64 * bits,
+        }
+        | {(f"accuracy of {what}", "reconstructions"): value for what, value in read.items()}
+    )
 
 
 def gan_measures(r, net, few):
